@@ -151,7 +151,9 @@ def _swept(key: str, value: str) -> list[str] | None:
     except HydraException as error:
         if holds_text(key):
             return texts if len(texts) > 1 else None
-        raise UserError(f"cannot read '{key}={value}': {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"cannot read '{key}={value}': give values as {key}=A,B, a list in [brackets], and text in 'quotes'"
+        ) from error
     if isinstance(values, Glob):
         return list(values.filter(options(key)))
     if parsed.is_discrete_sweep():

@@ -31,7 +31,7 @@ from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import RunFolder
 from selfguide.spec.score_sweep import ScoreSweep
 from selfguide.spec.validate import validate
-from selfguide.spec.weak import CONDITION, weak_models
+from selfguide.spec.weak import CONDITION, check_snapshots
 from shards import cli
 from shards.errors import UserError
 
@@ -44,6 +44,15 @@ EPILOG = """examples:
                                        a pilot, and its winner once more from other seeds
   {program} --once --runs runs         for cron: a single look at all runs
 """
+
+
+# settings of `evaluation` that change no score, and what to give in their place
+_OF_RUNS = {
+    "evaluation.in_flight": "give --in-flight N",
+    "evaluation.snapshots": "give --images N",
+    "evaluation.milestone_images": "give --images N",
+    "evaluation.attempts": "drop it, and add --retry where points have failed",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,6 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _once(words, options)
     if not words:
         parser.error("name a run, or give --once")
+    if "=" in words[0] and not Path(words[0]).exists():
+        raise UserError(f"{words[0]} is a setting: name the run before it")
     run = find(words[0], Path(options.runs))
     if len(words) == 1:
         return _missing(run, options)
@@ -98,11 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _missing(run: RunFolder, options: Namespace) -> int:
-    given = [flag for flag in ("images", "confirm", "in_flight") if getattr(options, flag)]
-    if given:
-        raise UserError(
-            f"--{given[0].replace('_', '-')} is of a sweep: give settings with several values, such as sampler.g=1,2"
-        )
+    _refuse_sweep(options)
     done = evaluate(run, retry=options.retry)
     if options.json:
         print(json.dumps(done, indent=1))
@@ -121,6 +128,18 @@ def _missing(run: RunFolder, options: Namespace) -> int:
         print(f"{failed} failed: --retry tries again")
     _show_fronts(act.keep_recipe(read(run)))
     return 0
+
+
+def _refuse_sweep(options: Namespace) -> None:
+    """Raises UserError where an option of sweeps is given, and no settings."""
+    given = [
+        flag for flag in ("images", "confirm", "in_flight") if getattr(options, flag) is not None
+    ]
+    if given:
+        raise UserError(
+            f"--{given[0].replace('_', '-')} is of a sweep: give settings with several values, such as sampler.g=1,2, "
+            "of one run, without --once"
+        )
 
 
 def evaluate(run: RunFolder, *, retry: bool) -> dict[str, Any]:
@@ -253,11 +272,7 @@ def sweep(
 
 def _configs(view: RunView, config: Config, settings: Sequence[str], images: int) -> list[Config]:
     """The config of each point, once each."""
-    for word in settings:
-        if word.partition("=")[0].partition(".")[0] not in ("sampler", "evaluation"):
-            raise UserError(
-                f"{word}: a snapshot is scored under settings of sampler and evaluation, and the others were trained"
-            )
+    _check_settings(settings)
     found: dict[str, Config] = {}
     # of several protocols the first, unless the settings name another
     config = next(iter(config.scored_by), config)
@@ -267,8 +282,9 @@ def _configs(view: RunView, config: Config, settings: Sequence[str], images: int
             raise UserError(
                 f"run {view.id} was submitted with evaluation=none: say how to score it, such as evaluation=fd_digits"
             )
+        if of.sampler.g != 1:
+            check_snapshots(of.sampler.weak, images, view.published)
         validate(of)
-        _check_weak(view, of.sampler, images)
         missing = lacks(of, _encoder(view, images))
         if missing and not view.lacks:
             raise UserError(missing[0].sentence)
@@ -277,19 +293,29 @@ def _configs(view: RunView, config: Config, settings: Sequence[str], images: int
     return list(found.values())
 
 
-def _check_weak(view: RunView, sampler: SamplerConfig, images: int) -> None:
-    """
-    Raises:
-        UserError: guidance leads away from a snapshot that is not there, or no earlier one.
-    """
-    earlier = [each for each in view.published if each < images]
-    for weak in weak_models(sampler.weak):
-        if sampler.g != 1 and weak.images is not None and weak.images not in earlier:
-            known = ", ".join(f"snapshot-{each}" for each in earlier) or "none"
+def _check_settings(settings: Sequence[str]) -> None:
+    """Raises UserError for a setting that says nothing of how one snapshot is scored, or is given twice."""
+    given: dict[str, str] = {}
+    for word in settings:
+        key, _, value = word.partition("=")
+        if key.partition(".")[0] not in ("sampler", "evaluation"):
             raise UserError(
-                f"sampler.weak={weak.word}: run {view.id} has no such snapshot before {images} images; earlier ones "
-                f"are {known}"
+                f"{word}: a snapshot is scored under settings of sampler and evaluation, and the others were trained"
             )
+        if key in _OF_RUNS:
+            raise UserError(
+                f"{word} says which snapshots of a run are scored, and when: {_OF_RUNS[key]}"
+            )
+        if key == "evaluation" and value.startswith("["):
+            each = value.strip("[]").replace(" ", "")
+            raise UserError(
+                f"{word}: a point is scored by one protocol; give evaluation={each} for a point of each"
+            )
+        if key in given:
+            raise UserError(
+                f"{given[key]} and {word}: give each setting once, several values as {key}=A,B"
+            )
+        given[key] = word
 
 
 def _plain(sampler: SamplerConfig, words: Sequence[str]) -> SamplerConfig:
@@ -378,6 +404,10 @@ def _sampler(point: Scored) -> SamplerConfig:
 
 def _once(words: Sequence[str], options: Namespace) -> int:
     root = Path(options.runs)
+    _refuse_sweep(options)
+    for word in words:
+        if "=" in word and not Path(word).exists():
+            raise UserError(f"--once scores runs as their configs say: drop {word}, or drop --once")
     if not words and not root.is_dir():
         raise UserError(f"runs={root} is no folder; give --runs FOLDER")
     done = once([find(word, root) for word in words] or runs(root.resolve()), retry=options.retry)

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+import shlex
+from argparse import ArgumentParser, ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 
 from selfguide.spec.find import find, runs
 from selfguide.spec.run import CANCELLED, RunFolder
 from shards import storage
+from shards.errors import UserError
 
 __all__ = ["Attempt", "evaluation_asked", "evaluations", "find", "runs", "tail", "takes_run"]
 
@@ -106,9 +108,34 @@ def takes_run(parser: ArgumentParser, nargs: str | None = None, what: str = "run
     shown = "RUN or KEY=VALUE" if nargs == "*" else None
     parser.add_argument("run", nargs=nargs, metavar=shown, help=text)
     parser.add_argument(
-        "--runs", type=storage.place, default="runs", metavar="DIR", help="where runs are (runs)"
+        "--runs", type=_runs_place, default="runs", metavar="DIR", help="where runs are (runs)"
     )
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of sentences")
+
+
+def _runs_place(text: str) -> str:
+    place = storage.place(text)
+    if storage.is_remote(place):
+        raise ArgumentTypeError(f"{text} is on S3, and runs are read from folders: copy it here")
+    return place
+
+
+def runs_folder(text: str) -> Path:
+    """The type of an argument that is a folder of runs."""
+    return Path(_runs_place(text))
+
+
+def check_level(root: Path) -> None:
+    """Raises UserError where `root`, which is to hold runs, is the folder of one run or of one experiment."""
+    place = root.resolve()
+    if (place / "run.json").is_file():
+        above, what = place.parent.parent, "one run"
+    elif next(place.glob("*/run.json"), None) is not None:
+        above, what = place.parent, "the runs of one experiment"
+    else:
+        return
+    if not runs(root):
+        raise UserError(f"{root} is the folder of {what}; give --runs {shlex.quote(str(above))}")
 
 
 def tail(path: Path, lines: int = 20) -> str:

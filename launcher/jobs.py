@@ -123,7 +123,13 @@ def expected_save_s(config: Config, measured: float | None) -> float:
 
 
 def evaluation(
-    config: Config, at: Attempt, run_id: str, request: Path, *, idle: bool = False
+    config: Config,
+    at: Attempt,
+    run_id: str,
+    request: Path,
+    *,
+    idle: bool = False,
+    final: bool = False,
 ) -> Job:
     """The ranks that score the snapshot named in `request`, on the code of attempt `at`.
 
@@ -131,6 +137,8 @@ def evaluation(
 
     Args:
         idle: nothing trains on this machine, so that all of its GPUs are free; otherwise those beyond training's.
+        final: of the run's last snapshot, which is scored when training has ended: its cores are free, unless
+            cluster.environment.OMP_NUM_THREADS says otherwise.
     """
     cluster, ranks = config.cluster, config.evaluation.ranks
     features = FEATURES.get(config.evaluation.protocol)
@@ -151,7 +159,7 @@ def evaluation(
         mem_gb=ranks * cluster.mem_gb / cluster.gpus_per_node if cluster.mem_gb else None,
         small=not requested,
         timeout_min=cluster.evaluation_timeout_min,
-        threads=_threads(cluster),
+        threads=_cores() if final else _threads(cluster),
         nice=NICE,
         environment=cluster.environment,
     )
@@ -188,4 +196,9 @@ def training_devices(cluster: ClusterConfig) -> tuple[str, ...]:
 
 def _threads(cluster: ClusterConfig) -> int:
     """Cores per local rank."""
-    return max(1, len(os.sched_getaffinity(0)) // cluster.gpus_per_node)
+    return max(1, _cores() // cluster.gpus_per_node)
+
+
+def _cores() -> int:
+    """Cores that this machine's jobs may use."""
+    return len(os.sched_getaffinity(0))

@@ -17,6 +17,7 @@ from launcher.compose import changed, without_group
 from launcher.folder import find, takes_run
 from launcher.reconcile.view import read
 from launcher.sites import takes_config_dir
+from launcher.submission import check_weak_snapshots
 from selfguide.spec.config import Config
 from selfguide.spec.corrections import kept_from_before
 from selfguide.spec.run import RunFolder
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if config.dry_run:
         from launcher import describe
 
+        check_weak_snapshots(config, read(run), config.train.images)
         facts = describe.facts(config)
         print(json.dumps(facts, indent=1) if options.json else describe.text(config))
         return 0

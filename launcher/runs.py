@@ -64,6 +64,7 @@ def _list(
     elif found:
         _table(found, [of[id(each)] for each in found])
     else:
+        folder.check_level(Path(root))
         print(f"no run in {root}; start one: python -m launcher.submit experiment=digits_dit")
     return 0
 

@@ -34,6 +34,7 @@ from selfguide.spec.initial_weights import begins_fresh, check_weights
 from selfguide.spec.lacks import lacks, lacks_autoencoder
 from selfguide.spec.run import RunFolder
 from selfguide.spec.sizes import footprint
+from selfguide.spec.weak import check_snapshots
 from shards import storage
 from shards.errors import UserError
 
@@ -142,8 +143,33 @@ def prepare(found: Meant, view: RunView | None = None) -> Prepared:
     decision = decide.submission(view, found.identity)
     if decision.action == "refuse":
         raise UserError(decision.reason)
+    if decision.action != "join":
+        check_weak_snapshots(found.config, view, decision.extends_to)
     about = {each.name: getattr(found, each.name) for each in dataclasses.fields(Meant)}
     return Prepared(**about, view=view, decision=decision)
+
+
+def check_weak_snapshots(
+    config: Config, view: RunView | None = None, extends_to: int | None = None
+) -> None:
+    """Returns when guidance leads away from snapshots that the run has, or will have before its last.
+
+    Args:
+        view: of the run; None of one that is new. It goes on from its newest checkpoint: what was not published up to
+            there never will be, and what an earlier attempt published is there, however often this one publishes.
+        extends_to: the images that the run is extended to.
+
+    Raises:
+        UserError: there is no such snapshot.
+    """
+    if config.sampler.g == 1:
+        return
+    train = config.train
+    last = extends_to or (view.images if view else train.images)
+    passed = max(view.checkpoints, default=0) if view else 0
+    every = train.snapshot_every
+    planned = range(every * max(1, -(-passed // every)), last, every)
+    check_snapshots(config.sampler.weak, last, view.published if view else (), planned)
 
 
 def check(prepared: Prepared) -> list[str]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher import sites
-from launcher.submission import absolute, resolve, submit, where
+from launcher.reconcile.view import read
+from launcher.submission import absolute, check_weak_snapshots, resolve, submit, where
 from selfguide.spec.config import Config
 from selfguide.spec.lacks import lacks
 from selfguide.spec.run import RunFolder
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if config.dry_run:
         from launcher import describe
 
+        named = RunFolder(Path(config.runs) / config.experiment / str(config.name))
+        check_weak_snapshots(config, read(named) if named.run_json.exists() else None)
         # which autoencoder made latents, their shards say, and those are not read
         missing = lacks(absolute(config), encoder=None)
         print(

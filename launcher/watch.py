@@ -91,9 +91,7 @@ def settle(view: RunView, wanted: decide.Wanted) -> None:
     for point in wanted.give_up:
         act.record_failure(view, point)
     for point in wanted.skip:
-        newest, policy = view.published[-1], point.config.evaluation.snapshots
-        reason = f"the snapshot at {newest:,} images was published before this one was scored"
-        act.record_skip(view, point, f"{reason} (evaluation.snapshots={policy})")
+        act.record_skip(view, point, decide.left_out(view, point.config, point.images))
     act.keep_recipe(view)
 
 

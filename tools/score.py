@@ -33,7 +33,9 @@ METRICS = tuple(name for name in get_args(Extra) if name not in OF_MODELS)
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     flags.check_least(options, 1, "batch")
-    if bool(options.reference) == bool(options.shards):
+    if not options.reference and not options.shards:
+        raise UserError("nothing to compare with: give --reference FILE or --shards ROOT")
+    if options.reference and options.shards:
         raise UserError(
             f"--reference {options.reference} and --shards {options.shards}: give one of them to compare with"
         )

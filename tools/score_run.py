@@ -70,8 +70,10 @@ def run(options: argparse.Namespace) -> int:
     others = {
         name: load_feature_net(name).to(net.device) for name in sorted(evaluation.fdr_protocols)
     }
-    known = _known(net, evaluation)
-    beside = _beside(net, evaluation)
+    try:
+        known, beside = _known(net, evaluation), _beside(net, evaluation)
+    except UserError as error:
+        raise _as_typed(error) from error
     nets = [net, *others.values()]
     decided: dict[str, Any] = {**net.about, "batch": options.batch, "files": images.stamp}
     if others:
@@ -156,11 +158,18 @@ def evaluation_of(options: argparse.Namespace, count: int) -> EvaluationConfig:
     }
     for text in options.setting:
         name, equals, value = text.partition("=")
-        if not equals or name not in SETTABLE:
+        if name not in SETTABLE:
             raise UserError(
-                f"--setting {text}: give KEY=VALUE{nearest(name, SETTABLE)}; known: {', '.join(sorted(SETTABLE))}"
+                f"--setting {text}: there is no {name!r}{nearest(name, SETTABLE)}; known: {', '.join(sorted(SETTABLE))}"
             )
-        values[name] = yaml.safe_load(value)
+        if not equals:
+            raise UserError(f"--setting {text} has no value: give --setting {name}=VALUE")
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"--setting {text} cannot be read: give a number, text, or a list as {name}=[A,B]"
+            ) from error
     try:
         evaluation = build(EvaluationConfig, values, "evaluation")
         check(evaluation, "evaluation")
@@ -205,7 +214,13 @@ def _made(root: str, net: FeatureNet, evaluation: EvaluationConfig) -> Known:
         decided["kept"] = evaluation.kept
     if crop is not None:
         decided["crop"] = crop_rule(evaluation)
-    folder = REFERENCES / f"{manifests.load(root).hash[:12]}-{digest(decided)}"
+    manifest = manifests.load(root)
+    if count is not None and count > manifest.count:
+        raise UserError(
+            f"evaluation.reference_count={count}: {root} holds {manifest.count} images; give "
+            f"evaluation.reference_count={manifest.count} or less, or leave it out"
+        )
+    folder = REFERENCES / f"{manifest.hash[:12]}-{digest(decided)}"
     known = make_reference(
         root, net, folder, part=evaluation.batch, count=count, kept=evaluation.kept, crop=crop
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -100,7 +101,7 @@ def _add_common(parser: argparse.ArgumentParser, *, top: bool) -> None:
 
     runs_help = "folder of the runs (default: runs)"
     parser.add_argument(
-        "--runs", type=storage.expanded, default=default(Path("runs")), help=runs_help
+        "--runs", type=folder.runs_folder, default=default(Path("runs")), help=runs_help
     )
     metric_help = "score to rank by (default: the one each protocol names); of curve also loss and others of training"
     parser.add_argument("--metric", default=default(None), help=metric_help)
@@ -143,6 +144,7 @@ def _check_folder(runs: Path) -> None:
         raise UserError(
             f"--runs {str(runs)!r} is no folder; name the runs' folder, or start one: {START}"
         )
+    folder.check_level(runs)
 
 
 # ---- verbs -------------------------------------------------------------------------------------------
@@ -174,7 +176,7 @@ def ls(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(plain.of_board(board))
     else:
-        show(board, options.runs)
+        show(board, options.runs, options.filter)
     return 0
 
 
@@ -182,12 +184,17 @@ def export(options: argparse.Namespace) -> int:
     out = getattr(options, "out", None)
     if options.format == "parquet" and out is None:
         raise UserError("--format parquet is no text: name a file, --out board.parquet")
-    content = encoded(plain.flat_rows(_view(options)), options.format)
+    rows = plain.flat_rows(_view(options))
+    if not rows:
+        why = f"--filter {options.filter!r} leaves none" if options.filter else "no run has a score"
+        print(f"note: no row, for {why}", file=sys.stderr)
+    content = encoded(rows, options.format)
     if out is None:
         sys.stdout.write(content.decode())
     elif out.is_dir():
         raise UserError(f"--out {str(out)!r} is a folder; name the file to write")
     else:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(content)
         print(out)
     return 0
@@ -205,6 +212,8 @@ def _view(options: argparse.Namespace) -> Board:
 
 
 def show_run(options: argparse.Namespace) -> int:
+    if options.log < 0:
+        raise UserError(f"--log {options.log} is no number of lines: give 20, or leave it out")
     (run,) = _named([options.name], options.runs)
     log = detail.log_tail(run, options.log) if options.log > 0 else ""
     if options.json:
@@ -220,6 +229,11 @@ def diff(options: argparse.Namespace) -> int:
     if not 2 <= len(options.names) <= compare.MOST:
         raise UserError(f"diff takes 2 to {compare.MOST} runs, not {len(options.names)}")
     runs = _named(options.names, options.runs)
+    if len(runs) < len(options.names):
+        raise UserError(
+            f"diff {shlex.join(options.names)} names a run twice: these are {', '.join(run.id for run in runs)}; name "
+            "each once, and two or more"
+        )
     _check_metric(options.metric, {n for run in runs for r in run.records for n in r.scores})
     settings = compare.settings(runs)
     found = compare.differences(runs, options.metric)
@@ -243,6 +257,12 @@ def curve(options: argparse.Namespace) -> int:
         }
         _check_metric(options.metric, known)
         raise UserError("these runs have neither a score nor a loss yet; look again later")
+    for run in runs:
+        if not any(run is each for each, _, _ in drawn):
+            what = options.metric or "neither a score nor a loss"
+            print(
+                f"note: run {run.id} has {'no ' if options.metric else ''}{what}", file=sys.stderr
+            )
     if options.json:
         _print_json(
             [

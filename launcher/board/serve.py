@@ -20,6 +20,7 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import math
 import secrets
 import socket
 import threading
@@ -112,6 +113,8 @@ def serve(options: argparse.Namespace) -> int:
             "serve needs starlette and uvicorn: pip install 'selfguide[board]'; "
             "python -m launcher.board build writes the page to a file without them"
         ) from error
+    if not 0 <= options.every < math.inf:
+        raise UserError(f"--every {options.every:g} is no number of seconds: give 0 or more")
     token = _token(options.token)
     _check_open(options, token)
     live = Live(options.runs, options.metric, options.every)
@@ -142,7 +145,12 @@ def _token(given: str | None) -> str | None:
     if given is None or not given.startswith("@"):
         token = given
     else:
-        token = Path(given[1:]).expanduser().read_text().strip()
+        try:
+            token = Path(given[1:]).expanduser().read_text().strip()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"--token {given} is no file of text: write a token of 16 characters or more of ASCII into one"
+            ) from error
     if token is not None and (len(token) < 16 or not token.isascii() or not token.isprintable()):
         raise UserError(
             f"--token has {len(token)} characters: take 16 or more of ASCII, such as {secrets.token_hex(16)}"

@@ -32,8 +32,8 @@ DISPENSABLE = (
 )
 
 
-def show(board: Board, runs: Path) -> None:
-    """The board in the terminal; a pipe gets every column, whatever its width."""
+def show(board: Board, runs: Path, text: str = "") -> None:
+    """The board in the terminal; a pipe gets every column, whatever its width. `text` is the filter of its rows."""
     console = cli.console()
     if not console.is_terminal:
         console.width = PIPE_WIDTH
@@ -45,7 +45,12 @@ def show(board: Board, runs: Path) -> None:
     for problem in board.problems:
         console.print(Text(f"warning: {problem}"), soft_wrap=True)
     if not board.tables and not board.waiting:
-        console.print(Text(f"no runs in {runs}; start one with `{START}`"), soft_wrap=True)
+        none = (
+            f"no row for --filter {text!r}"
+            if text
+            else f"no runs in {runs}; start one with `{START}`"
+        )
+        console.print(Text(none), soft_wrap=True)
 
 
 def _terminal(table: Table, width: int) -> rich.table.Table:

@@ -36,12 +36,13 @@ def chosen(
     board = filtered(board, text)
     if sort is None and not reverse:
         return board
-    return replace(board, tables=tuple(_sorted(board.tables, sort or "rank", reverse)))
+    order = "rank" if sort is None else sort
+    return replace(board, tables=tuple(_sorted(board.tables, order, reverse)))
 
 
 def _of_protocol(tables: tuple[Table, ...], wanted: str) -> tuple[Table, ...]:
     found = tuple(t for t in tables if wanted in (t.key, t.protocol.get("metric")))
-    found = found or tuple(t for t in tables if t.key.startswith(wanted))
+    found = found or tuple(t for t in tables if wanted and t.key.startswith(wanted))
     if not found and tables:
         known = dict.fromkeys([str(t.protocol.get("metric")) for t in tables])
         keys = ", ".join(f"{t.key[:8]} ({t.protocol.get('metric')})" for t in tables)

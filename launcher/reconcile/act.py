@@ -114,7 +114,8 @@ def _start(view: RunView, points: Sequence[decide.Point]) -> list[str]:
     if not requests:
         return []
     idle = decide.training_state(view) == "gone"
-    shape = jobs.evaluation(config, at, run.root.name, requests[0], idle=idle)
+    final = all(each.images >= view.images for each in points)
+    shape = jobs.evaluation(config, at, run.root.name, requests[0], idle=idle, final=final)
     shape = replace(shape, exclude=nodes.names(nodes.barred(run, config)), code=_current_code(at))
     try:
         backend = backends.of(config.cluster)

@@ -13,9 +13,10 @@ from launcher.reconcile.view import EvaluationView, RunView
 from selfguide.spec import recipe
 from selfguide.spec.config import Config
 from selfguide.spec.lacks import lacks_of
-from selfguide.spec.metrics import higher_is_better
+from selfguide.spec.metrics import FEATURES, higher_is_better
 from selfguide.spec.records import EvaluationRecord, Protocol, label_policy, record_key
 from selfguide.spec.score_sweep import ScoreSweep
+from selfguide.spec.weak import weak_models
 
 # ends of a snapshot's evaluation without a word, after which it counts as one that cannot be scored
 KILLS = 5
@@ -46,7 +47,7 @@ class Plan:
     start: tuple[int, ...]
     give_up: tuple[int, ...]
     done: bool
-    # snapshots that the config's policy leaves out
+    # snapshots that need no score, see `left_out`
     skip: tuple[int, ...] = ()
     # snapshots whose evaluation works
     in_flight: tuple[int, ...] = ()
@@ -96,7 +97,7 @@ def evaluations_wanted(view: RunView, config: Config) -> Plan:
     jobs = {images: jobs_of(view, config, images) for images in view.published}
     working = {i for i in view.published if i not in scored and _works(view, jobs[i])}
     waiting = [i for i in reversed(view.published) if i not in scored | working]
-    skip = tuple(i for i in waiting if not jobs[i] and _left_out(view, config, i))
+    skip = tuple(i for i in waiting if not jobs[i] and left_out(view, config, i))
     waiting = [i for i in waiting if i not in skip]
     lost = tuple(i for i in waiting if _hopeless(view, jobs[i], config.evaluation.attempts))
     free = max(0, config.evaluation.in_flight - len(working))
@@ -222,19 +223,29 @@ def _confirming(
         yield _point(view, config, sweep, of, (front.selected_by,))
 
 
-def _left_out(view: RunView, config: Config, images: int) -> bool:
-    """Whether the config's policy leaves a snapshot out: a newer one is published, and it is no milestone.
+def left_out(view: RunView, config: Config, images: int) -> str:
+    """Returns why a snapshot needs no score; "" where it does.
 
-    Not where somebody has asked since to score what was left out.
+    Guidance leads away from a snapshot that is no earlier one. Or by the config's policy: a newer one is published, and
+    it is no milestone; not where somebody has asked since to score what was left out.
     """
-    policy = config.evaluation
+    policy, sampler = config.evaluation, config.sampler
+    if sampler.g != 1 and not FEATURES[policy.protocol].of_layers:
+        for weak in weak_models(sampler.weak):
+            if weak.images is not None and weak.images >= images:
+                return f"sampler.weak={sampler.weak} is no earlier snapshot than this one"
     if policy.snapshots == "all" or images in (view.images, view.published[-1]):
-        return False
+        return ""
     if any(each.images == images and each.status == "skipped" for each in view.records):
-        return False
+        return ""
     before = max((other for other in view.published if other < images), default=0)
     each = policy.milestone_images
-    return each is None or before // each == images // each
+    if each is not None and before // each != images // each:
+        return ""
+    return (
+        f"the snapshot at {view.published[-1]:,} images was published before this one was scored "
+        f"(evaluation.snapshots={policy.snapshots})"
+    )
 
 
 def evaluations_stopped(view: RunView) -> bool:

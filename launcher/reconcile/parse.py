@@ -10,7 +10,7 @@ from typing import Any
 
 from selfguide.spec.config import Config
 from selfguide.spec.files import read_config
-from selfguide.spec.records import EvaluationRecord
+from selfguide.spec.records import LATEST, EvaluationRecord
 from selfguide.spec.run import names_in
 from selfguide.spec.score_sweep import ScoreSweep
 from selfguide.spec.selections import Selection, read_selection
@@ -19,6 +19,12 @@ from shards.errors import DamagedError
 
 # files that nobody asks for in a list of runs
 LONG = ("request.json", "code.json")
+
+# bytes that are read at once: more is memory of its own for each file, and costs more than reading twice
+_READ = 1 << 17
+
+# of records, by their keys
+_PROTOCOLS: dict[str, Any] = {}
 
 # where p(k) begins in the text of a manifest; quotes within a string have a backslash
 _P = b'"p": ['
@@ -34,7 +40,11 @@ def content(path: str) -> bytes:
     """What a small file holds. Of tens of thousands, Python's file objects take more calls than the reading."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return b"".join(iter(lambda: os.read(handle, 1 << 20), b""))
+        data = os.read(handle, _READ)
+        # of a file, what is less than asked for is all of it
+        if len(data) == _READ:
+            data += b"".join(iter(lambda: os.read(handle, _READ), b""))
+        return data
     finally:
         os.close(handle)
 
@@ -49,7 +59,11 @@ def json_object(path: str) -> dict[str, Any]:
 
 def record(path: str) -> EvaluationRecord:
     """The record of an evaluation."""
-    return EvaluationRecord.of(json_object(path))
+    values = json_object(path)
+    key, protocol = str(values.get("protocol_key")), values.get("protocol")
+    # thousands of records are under one, which is half of what is kept of them
+    first = _PROTOCOLS.setdefault(key, protocol)
+    return EvaluationRecord.of(values | {"protocol": first} if first == protocol else values)
 
 
 def sweep(path: str) -> ScoreSweep:
@@ -87,6 +101,29 @@ def ranks(names: set[str], kind: str) -> list[str]:
         for name in names
         if name.startswith(f"{kind}-") and name.endswith(".json")
     )
+
+
+# numbers of the trainer's report
+_PROGRESS = ("time", "images", "of", "loss", "images_per_s", "eta_s", "resumed_from", "save_s")
+
+
+def progress(path: str) -> dict[str, Any]:
+    """The trainer's report; ValueError where one of its numbers is none."""
+    found = json_object(path)
+    for name in _PROGRESS:
+        value = found.get(name)
+        if value is not None and type(value) not in (int, float):
+            raise ValueError(f"{name} is {value!r}")
+    moment(found.get("time") or 0)
+    return found
+
+
+def moment(seconds: Any) -> float:
+    """Seconds since 1970; ValueError for what no calendar has."""
+    found = float(seconds)
+    if not 0 <= found < LATEST:
+        raise ValueError(f"{seconds!r} is no time in seconds since 1970")
+    return found
 
 
 def began_from(progress: Mapping[str, Any]) -> int | None:

@@ -146,7 +146,7 @@ class RunReader:
             hash=str(about.get("hash", "")),
             identity=identity,
             images=images,
-            created=float(about["created"]),
+            created=parse.moment(about["created"]),
             tries=self.tries,
             watcher=self.known.get(self.watcher) if self.watcher else None,
             attempts=attempts,
@@ -174,7 +174,8 @@ class RunReader:
             return (self.object(path) if path.name in names else None) or {}
 
         submission, cancelled = there(at.submission), there(at.cancelled)
-        progress = there(at.root / "progress.json")
+        report = at.root / "progress.json"
+        progress = (self._report(report) if report.name in names else None) or {}
         starts = parse.ranks(names, "start")
         exits = self._by_rank(at, names, "exit")
         begins = self._by_rank(at, names, "start") if self.history else {}
@@ -218,8 +219,9 @@ class RunReader:
         )
 
     def _by_rank(self, at: Attempt, names: set[str], kind: str) -> dict[str, dict[str, Any]]:
+        folder = str(at.root)
         found = {
-            rank: self.once(f"{at.root}/{kind}-{rank}.json") for rank in parse.ranks(names, kind)
+            rank: self.once(f"{folder}/{kind}-{rank}.json") for rank in parse.ranks(names, kind)
         }
         return {rank: record for rank, record in found.items() if record is not None}
 
@@ -291,7 +293,8 @@ class RunReader:
         return manifest if whole else None
 
     def _records(self) -> tuple[EvaluationRecord, ...]:
-        found = [self._try(f"{self.run.evals}/{name}", parse.record) for name in self.records]
+        folder = str(self.run.evals)
+        found = [self._try(f"{folder}/{name}", parse.record) for name in self.records]
         known = [record for record in found if record is not None]
         chosen = [self._try(path, parse.selection) for path in selection_files(self.run)]
         if chosen:
@@ -323,6 +326,12 @@ class RunReader:
             if folder in self.over:
                 return self.over[folder].get(name)
         return self._try(path, parse.json_object, keep)
+
+    def _report(self, path: Path) -> dict[str, Any] | None:
+        folder = self.over.get(str(path.parent))
+        return (
+            self._try(path, parse.progress, keep=False) if folder is None else folder.get(path.name)
+        )
 
     def _try(self, path: str | Path, made: Callable[[str], T], keep: bool = True) -> T | None:
         try:

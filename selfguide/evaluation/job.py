@@ -63,11 +63,7 @@ def main(
         NoRoomError: the disk is full, or may not be written; what is finished is kept.
     """
     wanted = json.loads(request.read_text())
-    final = wanted["images"] >= RunFolder(Path(wanted["run"])).describe()["images"]
-    # on one machine training has ended by the time its final snapshot is scored: the cores it left are ours
-    alone = final and os.environ.get("SUBMITIT_EXECUTOR") == "local"
-    cores = len(os.sched_getaffinity(0)) if alone else int(os.environ.get("OMP_NUM_THREADS", "1"))
-    torch.set_num_threads(cores)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
         evaluate(wanted, status, rank, local_rank, world)
     except OSError as error:

@@ -23,8 +23,9 @@ from selfguide.snapshot import CONFIG, Snapshot, load
 from selfguide.spec.averages import AverageSpec, averages_of
 from selfguide.spec.config import Config, SamplerConfig
 from selfguide.spec.files import read_config
-from selfguide.spec.run import image_folder
-from selfguide.spec.weak import CONDITION, WeakModel, weak_models
+from selfguide.spec.run import complete, image_folder
+from selfguide.spec.weak import CONDITION, WeakModel, check_snapshots, weak_models
+from shards import storage
 from shards.errors import UserError
 
 
@@ -101,8 +102,16 @@ def check(snapshot: Snapshot, sampler: SamplerConfig) -> None:
     Raises:
         UserError: it has not.
     """
-    for asked in weak_models(sampler.weak):
-        _check_one(snapshot, asked)
+    models = weak_models(sampler.weak)
+    here, asked = snapshot.folder, [each.images for each in models if each.images is not None]
+    if here is not None and not all(
+        images < snapshot.images
+        and (here.parent / image_folder(images) / storage.MANIFEST).is_file()
+        for images in asked
+    ):
+        check_snapshots(sampler.weak, snapshot.images, complete(here.parent))
+    for each in models:
+        _check_one(snapshot, each)
 
 
 def _check_one(snapshot: Snapshot, asked: WeakModel) -> None:
@@ -138,18 +147,15 @@ def other_snapshot(snapshot: Snapshot, asked: WeakModel) -> Snapshot:
     else:
         assert asked.images is not None
         folder, average = here.parent / image_folder(asked.images), snapshot.average
-        if asked.images >= snapshot.images:
-            raise UserError(
-                f"{field} is no earlier snapshot than this one, at {snapshot.images} images; take an earlier one"
-            )
-        if not (folder / CONFIG).is_file():
-            known = [n for n in _published(here.parent) if n < snapshot.images]
-            there = ", ".join(f"snapshot-{n}" for n in known) or "none"
-            raise UserError(f"{field}: earlier snapshots beside this one are {there}")
     config = read_config(folder / CONFIG)
     first = next(snapshot.student.parameters())
     number = _index(config, average, field, snapshot.average)
-    found = _read(folder, number, first.device, first.dtype)
+    try:
+        found = _read(folder, number, first.device, first.dtype)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{field}: {error}, for it was damaged since it was published; take another weak model"
+        ) from error
     if found.data.get("manifest") != snapshot.data.get("manifest"):
         raise UserError(f"{field} was trained on other data; take a snapshot of the same run")
     if found.student.backbone.net != snapshot.student.backbone.net:
@@ -184,11 +190,6 @@ def _index(config: Config, average: AverageSpec, field: str, guided: AverageSpec
             f"{field}: the snapshot holds no average {average.key}; take {others or 'another weak model'}"
         )
     return kept.index(average)
-
-
-def _published(folder: Path) -> list[int]:
-    names = (each.name for each in folder.iterdir())
-    return sorted(int(n[4:]) for n in names if n.startswith("img-") and n[4:].isdigit())
 
 
 @functools.lru_cache(maxsize=4)

@@ -355,6 +355,11 @@ _OF_PROTOCOL = tuple(each.name for each in fields(Protocol))
 _OF_RECORD = tuple(each.name for each in fields(EvaluationRecord))
 
 
+# of a score: what is finite and beyond it was never measured, and differences and axes would not be finite
+LARGEST = 1e100
+# seconds since 1970 at the end of the last year that calendars can show
+LATEST = 253_402_300_800
+
 # what values of a record, and of its protocol, are in JSON, where true is no number; others are not looked at
 _KINDS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("status", "key", "run", "experiment", "protocol_key"), (str,)),
@@ -377,6 +382,11 @@ _PROTOCOL_KINDS: Mapping[str, tuple[type, ...]] = {
 def _check_kinds(given: Mapping[str, Any]) -> None:
     """Raises TypeError or ValueError for a value that readers could not reckon with."""
     _check_each(given, _KINDS, "")
+    for name in ("time", "started", "ended"):
+        if not 0 <= (given.get(name) or 0) < LATEST:
+            raise ValueError(f"{name} is {given[name]!r}")
+    if given["images"] < 0:
+        raise ValueError(f"images is {given['images']!r}")
     protocol = given.get("protocol", {})
     _check_each(protocol, _PROTOCOL_KINDS, "protocol.")
     if given["status"] == "done" and "protocol" in given and not protocol.get("metric"):
@@ -384,6 +394,8 @@ def _check_kinds(given: Mapping[str, Any]) -> None:
     for name, value in given.get("scores", {}).items():
         if value is not None and type(value) not in (int, float):
             raise TypeError(f"scores.{name} is {value!r}")
+        if value is not None and LARGEST < abs(value) < math.inf:
+            raise ValueError(f"scores.{name} is {value!r}")
 
 
 def _check_each(

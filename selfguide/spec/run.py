@@ -106,11 +106,11 @@ class RunFolder:
 
     def published(self) -> list[int]:
         """Images of every complete snapshot, ascending."""
-        return _complete(self.snapshots)
+        return complete(self.snapshots)
 
     def saved(self) -> list[int]:
         """Images of every complete checkpoint, ascending."""
-        return _complete(self.checkpoints)
+        return complete(self.checkpoints)
 
     def checkpoint_folders(self) -> list[int]:
         """Images of every checkpoint's folder, complete or not, ascending."""
@@ -153,7 +153,8 @@ def _numbered(parent: Path, suffix: str = "") -> list[int]:
     return sorted(int(stem[4:]) for stem in stems if stem.startswith("img-") and stem[4:].isdigit())
 
 
-def _complete(parent: Path) -> list[int]:
+def complete(parent: Path) -> list[int]:
+    """Images of every complete checkpoint or snapshot in a folder of them, ascending."""
     folders = [(images, parent / image_folder(images)) for images in _numbered(parent)]
     return [i for i, folder in folders if storage.read_complete(folder, verify="sizes") is not None]
 

@@ -23,7 +23,7 @@ from selfguide.spec.metrics import FEATURES, LEAST_SAMPLES
 from selfguide.spec.records import layer_name
 from selfguide.spec.sizes import architecture
 from selfguide.spec.unet import UNetArchitecture
-from selfguide.spec.weak import WeakModel, weak_models
+from selfguide.spec.weak import WeakModel, check_snapshots, weak_models
 from shards import storage
 from shards.errors import UserError
 
@@ -221,9 +221,15 @@ def _check_sampling(config: Config) -> None:
 
 def _check_weak(config: Config) -> None:
     """What guidance leads away from is there, as far as the config says what a snapshot has."""
+    if config.sampler.g == 1:
+        return
     for weak in weak_models(config.sampler.weak):
-        if config.sampler.g != 1:
-            _check_weak_model(config, weak)
+        _check_weak_model(config, weak)
+        if config.train.preview and weak.kind in ("average", "snapshot"):
+            raise UserError(
+                f"train.preview={config.train.preview} draws samples in training, and sampler.weak={weak.word} is read "
+                "from what is published; take train.preview=0, or another weak model"
+            )
 
 
 def _check_weak_model(config: Config, weak: WeakModel) -> None:
@@ -238,11 +244,10 @@ def _check_weak_model(config: Config, weak: WeakModel) -> None:
             f"sampler.weak={weak.word} is no average that the run keeps; it has {keys}: take another of them, or a "
             "new run with train.ema_halflife or train.ema_width of several values"
         )
-    if weak.images is not None and weak.images >= config.train.images:
-        raise UserError(
-            f"sampler.weak={weak.word} is no earlier snapshot of a run of {config.train.images} images; take an "
-            "earlier one"
-        )
+    last, every = config.train.images, config.train.snapshot_every
+    # a run that went on under other settings has snapshots at other images
+    if weak.images is not None and weak.images >= last:
+        check_snapshots(config.sampler.weak, last, planned=range(every, last, every))
     if weak.kind == "head" and not config.auxiliary.on:
         raise UserError(
             "sampler.weak=head is an auxiliary head that is trained beside the network, and this one has none; take "
@@ -282,6 +287,11 @@ def _check_evaluation(config: Config) -> None:
         raise UserError(
             f"evaluation.protocol={evaluation.protocol} scores {list(_DIGITS)} digits, and data.shape is "
             f"{list(config.data.shape)}; set evaluation=none"
+        )
+    if of_digits and evaluation.reference:
+        raise UserError(
+            f"evaluation.reference={evaluation.reference} is read with protocols of images, and evaluation.protocol="
+            f"{evaluation.protocol} compares with all scans; take evaluation.reference=null"
         )
     if of_digits and evaluation.samples < _LEAST_DIGITS:
         raise UserError(

@@ -12,8 +12,9 @@ colons, which add up to 1: condition+head, condition:0.25+snapshot-64000:0.75.
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,3 +97,40 @@ def weak_models(words: str, field: str = "sampler.weak") -> Mapping[WeakModel, f
             f"{field}={equal}{' for equal ones' if len(found) > 1 else ''}"
         )
     return dict(zip(found, shares, strict=True))
+
+
+def check_snapshots(
+    words: str, last: int, published: Collection[int] = (), planned: range = range(0)
+) -> None:
+    """Returns when every snapshot that `words` names is there, or will be, before the one at `last` images.
+
+    Args:
+        published: images of the run's snapshots.
+        planned: images of those that it will publish.
+
+    Raises:
+        UserError: one that is not; names the nearest that are.
+    """
+    asked = [weak.images for weak in weak_models(words) if weak.images is not None]
+    for images in asked:
+        if images < last and (images in published or images in planned):
+            continue
+        # two that are not named already
+        at, reach = bisect.bisect(planned, images), 2 + len(asked)
+        known = {*published, *planned[max(0, at - reach) : at + reach]}.difference(asked)
+        near = sorted((n for n in known if n < last), key=lambda n: abs(n - images))[:2]
+        others = [f"sampler.weak={_instead(words, images, n)}" for n in sorted(near)]
+        none = "" if others else ", and no other one"
+        raise UserError(
+            f"sampler.weak={words}: the run has no snapshot at {images} images{none} before that at {last}; take "
+            f"{' or '.join(others) or 'another weak model'}"
+        )
+
+
+def _instead(words: str, old: int, new: int) -> str:
+    """The words with the snapshot at `new` images in place of that at `old`, in the same share."""
+    parts = (each.partition(":") for each in words.split("+"))
+    return "+".join(
+        (f"snapshot-{new}" if WeakModel.of(word).images == old else word) + colon + share
+        for word, colon, share in parts
+    )

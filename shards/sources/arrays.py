@@ -285,7 +285,9 @@ def members(path: str) -> list[str]:
             names = list(found.files)
     # an array alone, in a .npy, has no members to open
     except (*_UNREADABLE, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is no .npz file ({error}): write it with numpy.savez") from None
+        # of any other file NumPy says how a pickle could be run
+        why = "" if "pickle" in str(error) else f" ({error})"
+        raise UserError(f"{path} is no .npz file{why}: write it with numpy.savez") from None
     if not names:
         raise UserError(f"{path} holds no array: write it with numpy.savez")
     return names

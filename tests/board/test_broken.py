@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from launcher import runs as runs_command
 from launcher.board import __main__ as command
 from launcher.board.read import Reader, read_runs
 from selfguide.spec.run import RunFolder
@@ -44,6 +45,10 @@ def broken(run: RunFolder, **changes: Any) -> Path:
         {"scores": [7.0]},
         {"scores": {"fd_digits": "7"}},
         {"scores": {"fd_digits": HUGE}},
+        {"scores": {"fd_digits": -1e308}},
+        {"images": -5},
+        {"started": 1e30},
+        {"time": -1},
         {"nfe": float("nan")},
         {"seconds": "40"},
         {"time": float("inf")},
@@ -84,6 +89,8 @@ def test_a_file_that_is_no_record_is_quarantined(tmp_path: Path, text: str) -> N
         ("attempts/0001/job.json", '{"kind": "cloud", "id": "1"}'),
         ("attempts/0001/config.yaml", "a: [\n"),
         ("metrics/train-1.jsonl", '{"images": 1, "loss": "low"}\n'),
+        ("attempts/0001/progress.json", '{"images": "x", "time": 1}'),
+        ("attempts/0001/progress.json", '{"images": 5, "time": 1e30}'),
     ],
 )
 def test_other_broken_files_leave_the_scores(tmp_path: Path, name: str, text: str) -> None:
@@ -129,3 +136,22 @@ def age(root: Path) -> None:
     for folder, _, names in os.walk(root):
         for path in (folder, *(os.path.join(folder, name) for name in names)):  # noqa: PTH118
             os.utime(path, (1.75e9, 1.75e9))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("attempts/0001/progress.json", '{"images": "x", "images_per_s": 7, "time": 1}'),
+        ("run.json", None),
+    ],
+)
+def test_a_file_of_wrong_numbers_hides_no_other_run(
+    tmp_path: Path, name: str, text: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, other = (fakes.finished_run(tmp_path, "digits_dit", seed, 7.0) for seed in range(2))
+    path = run.root / name
+    path.write_text(text or json.dumps({**json.loads(path.read_text()), "created": 1e30}))
+    for main, words in ((runs_command.main, ()), (command.main, ("build",))):
+        assert main([*words, "--runs", str(tmp_path), "--json"]) == 0
+        told = capsys.readouterr()
+        assert other.root.name in told.out and name in f"{told.out}{told.err}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from importlib.resources import files
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import launcher.board.__main__ as command
+from launcher import runs as runs_command
+from shards.errors import UserError
 from tests.board import fakes
 
 REPOSITORY = Path(__file__).parents[2]
@@ -85,6 +88,82 @@ def test_user_errors_are_one_line_with_the_cure(
     for word in words:
         assert word in done.stderr
     assert not list(tmp_path.rglob("*.html"))
+
+
+REFUSED = [
+    (
+        ["--runs", "RUNS/digits_dit", "ls"],
+        "is the folder of the runs of one experiment; give --runs ",
+    ),
+    (["--runs", "RUNS/digits_dit/aaa0", "build"], "is the folder of one run; give --runs "),
+    (["ls", "--runs", "RUNS", "--sort", ""], "--sort '' is no column; known: "),
+    (["ls", "--runs", "RUNS", "--protocol", ""], "--protocol '' has no score; known: "),
+    (["show", "aaa0", "--runs", "RUNS", "--log", "-3"], "--log -3 is no number of lines"),
+    (["diff", "aaa0", "aaa0", "--runs", "RUNS"], "aaa0 aaa0 names a run twice"),
+    (["diff", "aaa0", "RUNS/digits_dit/aaa0", "fresh", "--runs", "RUNS"], "these are aaa0, fresh"),
+    (["serve", "--runs", "RUNS", "--every", "nan"], "--every nan is no number of seconds"),
+    (["serve", "--runs", "RUNS", "--every", "-1"], "--every -1 is no number of seconds"),
+    (["serve", "--runs", "RUNS", "--token", "@RUNS/bytes"], "is no file of text"),
+]
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """A run with scores, and one that has not begun."""
+    fakes.finished_run(tmp_path / "runs", "digits_dit", 0, 7.0, id="aaa0")
+    fakes.make_run(tmp_path / "runs", "digits_dit", 1, id="fresh")
+    (tmp_path / "runs" / "bytes").write_bytes(b"\xff\xfe" * 20)
+    return tmp_path / "runs"
+
+
+@pytest.mark.parametrize(("arguments", "said"), REFUSED, ids=[" ".join(row[0]) for row in REFUSED])
+def test_what_names_nothing_is_refused_with_what_to_type(
+    two: Path, arguments: list[str], said: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        command.main([word.replace("RUNS", str(two)) for word in arguments])
+    assert said in str(refused.value)
+    if "give --runs" in said:
+        assert command.main(["ls", *shlex.split(str(refused.value).rpartition("give ")[2])]) == 0
+
+
+def test_runs_on_s3_are_refused_as_they_were_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    for main in (command.main, runs_command.main):
+        with pytest.raises(SystemExit):
+            main(["--runs", "s3://bucket/runs"])
+        assert "s3://bucket/runs is on S3" in capsys.readouterr().err
+
+
+def test_a_folder_of_one_experiment_is_no_folder_of_runs_for_a_list_either(two: Path) -> None:
+    with pytest.raises(UserError, match=f"give --runs {two}$"):
+        runs_command.main(["--runs", str(two / "digits_dit")])
+
+
+def test_a_filter_that_leaves_no_row_is_named(
+    two: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--runs", str(two), "--filter", "experiment=other"]
+    assert command.main(["ls", *words]) == 0
+    assert capsys.readouterr().out.strip() == "no row for --filter 'experiment=other'"
+    assert command.main(["export", *words]) == 0
+    told = capsys.readouterr()
+    assert told.out == "" and "--filter 'experiment=other' leaves none" in told.err
+
+
+def test_a_run_without_a_curve_is_named_beside_those_that_have_one(
+    two: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["curve", "aaa0", "fresh", "--runs", str(two)]) == 0
+    told = capsys.readouterr()
+    assert "aaa0" in told.out and "run fresh has neither a score nor a loss" in told.err
+    assert command.main(["curve", "aaa0", "fresh", "--metric", "floor", "--runs", str(two)]) == 0
+    assert "run fresh has no floor" in capsys.readouterr().err
+
+
+def test_an_export_makes_the_folder_of_its_file(two: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "rows.csv"
+    assert command.main(["export", "--runs", str(two), "--out", str(out)]) == 0
+    assert "digits_dit" in out.read_text()
 
 
 def test_no_torch(tmp_path: Path) -> None:

@@ -166,6 +166,21 @@ def score(request: str) -> None:
     run_rank(Path(request).parent, lambda rank, local_rank, world: _score(Path(request)))
 
 
+def score_telling_threads(request: str) -> None:
+    """Scores as an evaluation that tells how many threads it was given, and a variable of the user's."""
+    import torch
+
+    from selfguide.evaluation import job
+
+    def evaluate(*_: object) -> None:
+        told = {"threads": torch.get_num_threads(), "colour": os.environ.get("COLOUR")}
+        Path(request).with_name("told.json").write_text(json.dumps(told))
+        _score(Path(request))
+
+    job.evaluate = evaluate  # type: ignore[assignment]
+    run_rank(Path(request).parent, lambda *_: job.main(Path(request), RankStatus()))
+
+
 def score_second_time(request: str) -> None:
     """Dies without a word at the first attempt of every snapshot."""
 

@@ -178,3 +178,20 @@ def test_list_tells_best_score_and_why_a_job_waits(
     queued = next(row for row in rows if row["state"] == "queued")
     assert queued["waits_for"] == "Priority" and queued["starts"] > 1.8e9
     assert len(folder.runs(many)) == len(rows) == 20
+
+
+def test_records_under_one_protocol_share_it_and_one_that_differs_keeps_its_own(many: Path) -> None:
+    first, second, third = sorted(many.glob("*/*/evals/img-*.json"))[:3]
+    about = json.loads(third.read_text())
+    about["protocol"]["samples"] += 1
+    third.write_text(json.dumps(about))
+    one, other, changed = (parse.record(str(path)) for path in (first, second, third))
+    assert one.protocol_key == changed.protocol_key and one.protocol is other.protocol
+    assert changed.protocol["samples"] == one.protocol["samples"] + 1
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1, parse._READ])
+def test_a_file_that_is_longer_than_one_reading_is_read_whole(tmp_path: Path, more: int) -> None:
+    data = os.urandom(parse._READ + more)
+    (tmp_path / "file").write_bytes(data)
+    assert parse.content(str(tmp_path / "file")) == data

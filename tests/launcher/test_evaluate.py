@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -603,8 +604,63 @@ def test_sweep_over_weak_models_names_them_and_refuses_a_snapshot_that_is_not_th
     plain, weak = (each["label"] for each in told["points"])
     assert weak == f"{plain} from snapshot-640"
     for word in ("snapshot-1280", "snapshot-641"):
-        with pytest.raises(UserError, match=f"sampler.weak={word}"):
+        with pytest.raises(
+            UserError, match=f"sampler.weak={word}.*take sampler.weak=snapshot-640$"
+        ):
             evaluate.sweep(scored_run, ["sampler.g=2", f"sampler.weak={word}"])
+
+
+def test_snapshots_that_are_not_later_than_the_one_guidance_leads_away_from_are_skipped(
+    runs: Path, settings: list[str], memory: Memory
+) -> None:
+    more = ("evaluation=fd_digits", "sampler.g=2", "sampler.weak=condition+snapshot-640")
+    run = a_run(runs, settings, memory, *more, snapshots=(320, 640, 1280))
+    watch.watch(run.root)
+    assert outcome(run) == [(320, "skipped"), (640, "skipped"), (1280, "done")]
+    reasons = {each.message for each in records(run) if each.status == "skipped"}
+    assert reasons == {"sampler.weak=condition+snapshot-640 is no earlier snapshot than this one"}
+    # nobody can score them, however often that is asked for
+    assert evaluate.main([str(run.root), "--retry"]) == 0
+    watch.watch(run.root)
+    assert sorted(set(outcome(run))) == [(320, "skipped"), (640, "skipped"), (1280, "done")]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["sampler.g=1,2", "sampler.g=3"],
+            "give each setting once, several values as sampler.g=A,B",
+        ),
+        (["sampler.g=1,"], "cannot read 'sampler.g=1,': give values as sampler.g=A,B"),
+        (["sampler.interval=0.2"], "must be a list of 2; give 'sampler.interval=[0.2,0.2]'"),
+        (["evaluation=[fd_digits,fd_digits_odd]"], "give evaluation=fd_digits,fd_digits_odd for a"),
+        (["evaluation.in_flight=3"], "give --in-flight N"),
+        (["evaluation.snapshots=newest"], "give --images N"),
+        (["evaluation.attempts=9"], "drop it"),
+        (["evaluation.reference=mine.npz"], "take evaluation.reference=null"),
+        (["--once", "sampler.g=2"], "drop sampler.g=2, or drop --once"),
+        (["--once", "--images", "640"], "--images is of a sweep"),
+        (["--once", "--confirm", "0"], "--confirm is of a sweep"),
+    ],
+)
+def test_evaluate_refuses_what_would_change_nothing(
+    scored_run: RunFolder, memory: Memory, words: list[str], said: str
+) -> None:
+    begun = len(memory.jobs)
+    with pytest.raises(UserError, match=re.escape(said)):
+        evaluate.main([str(scored_run.root), *words])
+    assert len(memory.jobs) == begun
+
+
+def test_evaluate_of_settings_without_a_run_asks_for_one() -> None:
+    with pytest.raises(UserError, match="name the run before it"):
+        evaluate.main(["sampler.g=1,2"])
+
+
+def test_evaluate_by_two_protocols_makes_a_point_of_each(scored_run: RunFolder) -> None:
+    told = evaluate.sweep(scored_run, ["evaluation=fd_digits,fd_digits_odd"])
+    assert [each["metric"] for each in told["points"]] == ["fd_digits", "fd_digits_odd"]
 
 
 # ---- single looks ------------------------------------------------------------------------------------

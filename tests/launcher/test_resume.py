@@ -19,6 +19,7 @@ from launcher.reconcile.view import read
 from selfguide.spec.corrections import CORRECTIONS
 from selfguide.spec.files import read_config
 from selfguide.spec.run import RunFolder, read_record
+from shards import storage
 from shards.errors import UserError
 from tests.guard.runs import FIXTURES
 
@@ -180,3 +181,37 @@ def test_resume_of_a_choice_that_was_corrected_since_says_what_stays(
     assert resume.main([str(run.root), "dry_run=true"]) == 0
     assert "guidance=sgfm_code was corrected since" in caplog.text
     assert all(f"guidance.{name}=" in caplog.text for name in before.now)
+
+
+def test_guidance_of_a_run_that_goes_on_leads_away_from_what_is_published_or_will_be(
+    free: list[str], payload: Callable[..., None], runs: Path
+) -> None:
+    payload(train=payloads.publish_all)
+    # its last snapshot is at no multiple of snapshot_every
+    settings = [*free, "train.snapshot_every=1024", "auxiliary.weight=0.5"]
+    run = RunFolder(Path(send(settings)["folder"]))
+    until(lambda: ended(run))
+    payloads.publish(run, 1280)
+    run.checkpoint(1280).mkdir(parents=True)
+    (run.checkpoint(1280) / "part").write_bytes(b"x")
+    storage.publish_folder(run.checkpoint(1280), extra={"images": 1280})
+    assert run.published() == [1024, 1280]
+    longer = [
+        str(run.root),
+        "train.images=5120",
+        "train.snapshot_every=640",
+        "sampler.g=2",
+        "dry_run=true",
+    ]
+    for images in (1024, 1280, 1920, 2560, 4480):
+        assert resume.main([*longer, f"sampler.weak=snapshot-{images}"]) == 0, images
+    # passed without one
+    with pytest.raises(
+        UserError, match=r"take sampler\.weak=snapshot-1024 or sampler\.weak=snapshot-1280$"
+    ):
+        resume.main([*longer, "sampler.weak=snapshot-640"])
+    with pytest.raises(
+        UserError, match=r"=head\+snapshot-1280 or sampler\.weak=head\+snapshot-1920$"
+    ):
+        resume.main([*longer[:-1], "sampler.weak=head+snapshot-1600"])
+    assert run.attempt_numbers() == [1] and run.describe()["images"] == 1280

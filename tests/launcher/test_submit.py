@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -262,6 +263,36 @@ def test_a_name_that_holds_another_run_is_refused_with_the_difference(
         assert part in message
     assert "learning_rate" not in message
     assert RunFolder(runs / "digits_dit" / "first").attempt_numbers() == [1]
+
+
+def test_guidance_away_from_a_snapshot_that_the_run_will_not_have_is_refused_with_the_nearest(
+    settings: list[str], runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guided = [*settings, "train.images=2560", "sampler.g=2", "auxiliary.weight=0.5"]
+    for word, one, other in (
+        ("snapshot-641", "snapshot-640", "snapshot-1280"),
+        ("snapshot-2500", "snapshot-1280", "snapshot-1920"),
+        ("snapshot-640+snapshot-600", "snapshot-640+snapshot-1280", "snapshot-640+snapshot-1920"),
+        ("head:0.2+snapshot-900:0.8", "head:0.2+snapshot-640:0.8", "head:0.2+snapshot-1280:0.8"),
+    ):
+        cure = f"sampler.weak={one} or sampler.weak={other}"
+        for dry in ([], ["dry_run=true"]):
+            with pytest.raises(UserError, match=f"{re.escape(cure)}$"):
+                submit.main([*guided, f"sampler.weak={word}", *dry])
+        with pytest.raises(
+            UserError, match=f"sampler.weak={re.escape(word)}: .*{re.escape(cure)}$"
+        ):
+            submit.main(["-m", *guided, "seed=0,1", f"sampler.weak={word}"])
+        for each in cure.split(" or "):
+            assert submit.main([*guided, each, "dry_run=true"]) == 0
+    # the last is no earlier one, though it is published
+    with pytest.raises(
+        UserError, match="snapshot at 1000 images, and no other one before that at 1280"
+    ):
+        send([*settings, "train.snapshot_every=1280", "sampler.g=2", "sampler.weak=snapshot-1000"])
+    # nothing is guided
+    assert submit.main([*settings, "sampler.g=1", "sampler.weak=snapshot-641", "dry_run=true"]) == 0
+    assert not runs.exists() and "sampler.weak" not in capsys.readouterr().err
 
 
 def test_data_that_disagrees_is_refused_before_anything_is_written(

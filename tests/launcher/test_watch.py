@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,28 @@ def test_every_snapshot_is_scored_once_in_a_process_of_its_own(
     assert (row.state, row.score) == ("finished", 7.0)
     watch.watch(run.root)  # nothing is done twice
     assert len(read(run).evaluations) == 2
+
+
+@pytest.mark.parametrize("typed", [(), ("OMP_NUM_THREADS=1", "COLOUR=blue")])
+def test_evaluations_on_this_machine_have_the_variables_and_threads_that_the_user_gave(
+    settings: list[str],
+    payload: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    typed: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr(Local, "poll_s", 0.05)
+    monkeypatch.setattr(act, "launch_watcher", no_watcher)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(4)})
+    payload(train=payloads.publish_all, evaluate=payloads.score_telling_threads)
+    words = ["evaluation=fd_digits", *(f"cluster.environment.{each}" for each in typed)]
+    made = RunFolder(Path(submit.submit(submit.resolve([*settings, *words]))["folder"]))
+    until(lambda: backends.state(read_record(Attempt(made.attempt(1)).job)) == "gone")
+    watch.watch(made.root)
+    assert outcome(made) == [(640, "done", 1), (1280, "done", 1)]
+    told = [json.loads((each.folder / "told.json").read_text()) for each in read(made).evaluations]
+    # a rank's share beside training of two ranks, and all of four cores behind it
+    assert [each["threads"] for each in told] == ([1, 1] if typed else [2, 4])
+    assert {each["colour"] for each in told} == {"blue" if typed else None}
 
 
 def test_a_job_that_dies_is_tried_again(run: RunFolder, payload: Callable[..., None]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from selfguide.networks.auxiliary import AuxiliaryHead
 from selfguide.sampling.condition_sampler import condition_sampler
 from selfguide.sampling.cost import cost
 from selfguide.sampling.generate import generate_each
-from selfguide.sampling.weak import build_denoiser, same_groups
+from selfguide.sampling.weak import build_denoiser, check, same_groups
 from selfguide.snapshot import Snapshot, load
 from selfguide.spec import weak as words
 from selfguide.spec.config import SamplerConfig
@@ -260,8 +262,9 @@ def _with_prototypes(snapshot: Snapshot, order: Tensor) -> Any:
 REFUSED = [
     ("average-4000", "5000"),
     ("average-20000", "is guided itself"),
-    ("snapshot-14", "no earlier snapshot"),
-    ("snapshot-10", "snapshot-7, snapshot-8, snapshot-9"),
+    ("snapshot-14", "before that at 14; take sampler.weak=snapshot-8 or sampler.weak=snapshot-9$"),
+    ("snapshot-10", "no snapshot at 10 images before that at 14"),
+    ("snapshot-6:0.5+head:0.5", "take sampler.weak=snapshot-7:0.5[+]head:0.5 or"),
     ("snapshot-8", "other data"),
 ]
 
@@ -270,8 +273,23 @@ REFUSED = [
 def test_what_the_run_does_not_have_is_refused_with_what_it_has(
     newest: Snapshot, word: str, names: str
 ) -> None:
-    with pytest.raises(UserError, match=f"sampler.weak={word}.*{names}"):
+    with pytest.raises(UserError, match=f"sampler.weak={re.escape(word)}.*{names}"):
         build_denoiser(newest, conditions(newest), asked(word), SEEDS)
+
+
+def test_a_snapshot_that_was_not_published_to_its_end_or_was_damaged_is_refused(
+    run: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "snapshots"
+    shutil.copytree(run, copied)
+    (copied / "img-000000007" / "MANIFEST.json").unlink()
+    weights = next((copied / "img-000000009").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[::-1])
+    strong = load(copied / "img-000000014")
+    with pytest.raises(UserError, match=r"no snapshot at 7 images.*sampler\.weak=snapshot-8 or"):
+        check(strong, asked("snapshot-7"))
+    with pytest.raises(UserError, match=r"sampler\.weak=snapshot-9.*was damaged"):
+        check(strong, asked("snapshot-9"))
 
 
 @pytest.mark.parametrize("word", ["head", "routed"])
@@ -382,7 +400,7 @@ SUBMITTED = [
     ("digits_dit", "routed", "model.route"),
     ("digits_guide", "average-7", "average-20000, average-5000"),
     ("digits_guide", "average-20000", "take sampler.weak=average-5000$"),
-    ("digits_guide", "snapshot-256000", "256000 images"),
+    ("digits_guide", "snapshot-256000", "before that at 256000; take sampler.weak=snapshot-"),
     ("digits_uncond", "condition", "guidance=online"),
     ("digits_dit", "banana", "no weak model"),
     ("digits_dit", "condition+head", "auxiliary.weight"),

@@ -17,6 +17,7 @@ from launcher.compose import compose
 from selfguide.spec.config import EvaluationConfig
 from selfguide.spec.metrics import FEATURES, METRICS
 from selfguide.spec.records import (
+    LARGEST,
     SCHEMA,
     EvaluationRecord,
     Protocol,
@@ -30,7 +31,7 @@ from tests.board.fakes import PROTOCOL
 
 CONFIG = compose(["experiment=digits_dit", "cluster=local"])
 SNAPSHOT = {"data": {"manifest": "9a" * 6}, "guidance": {"source": "online", "level": "image"}}
-NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+NUMBERS = st.floats(-LARGEST, LARGEST)
 
 
 @given(

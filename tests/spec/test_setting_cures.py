@@ -60,6 +60,7 @@ MORE = [
     "align.weight=0.2 align.layer=9",
     "auxiliary.weight=0.5 sampler.g=2 sampler.weak=condition:0.5+head:0.6",
     "auxiliary.weight=0.5 sampler.g=2 sampler.weak=head+",
+    "train.preview=4 sampler.g=2 sampler.weak=snapshot-64000",
     "init.labels=keep",
     "init.time=relearn",
     "init=official init.path=x.pt",

@@ -132,6 +132,11 @@ BAD = [
         "cluster.environment.AWS_SECRET_ACCESS_KEY",
         "export",
     ),
+    (
+        "cluster.environment.OMP_NUM_THREADS=two",
+        "cluster.environment.OMP_NUM_THREADS=two",
+        "a whole number, 1 or more",
+    ),
     ("data.mix=[other] evaluation=none", "data.weights=[]", "each of data.mix"),
     ("data.weights=[1]", "data.weights=[1.0]", "each of data.mix"),
     ("data.mix=[other] data.weights=[1,0] evaluation=none", "data.weights=[1.0, 0.0]", "positive"),

@@ -238,6 +238,28 @@ def test_score_against_what_is_no_reference_names_what_is_wrong(
         score.main(["samples.npz", *net, "--reference", "changed.npz"])
 
 
+def test_make_never_writes_over_samples(
+    data: str, net: list[str], pictures: np.ndarray, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "samples.npz", pictures)
+    before = (tmp_path / "samples.npz").read_bytes()
+    for verb in (["make", data], ["samples", "samples.npz"]):
+        with pytest.raises(UserError, match="is there, and is no reference"):
+            reference.main([*verb, *net, "--out", "samples.npz"])
+    assert (tmp_path / "samples.npz").read_bytes() == before
+
+
+def test_score_without_anything_to_compare_with_says_what_to_give(
+    net: list[str], pictures: np.ndarray, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "samples.npz", pictures)
+    with pytest.raises(UserError, match="give --reference FILE or --shards ROOT"):
+        score.main(["samples.npz", *net])
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"notes\.txt is no \.npz file: write it with"):
+        score.main(["notes.txt", *net, "--shards", "data"])
+
+
 @pytest.mark.parametrize("count", ["0", "3"])
 def test_make_of_too_few_images_leaves_nothing(
     data: str, net: list[str], tmp_path: Path, count: str

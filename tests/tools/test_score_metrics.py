@@ -123,6 +123,10 @@ def test_reference_of_a_runs_samples_is_that_of_the_images_it_draws(
         (["--metrics", "inception_score"], "--protocol fid_adm"),
         (["--setting", "kid_sise=20"], "kid_size"),
         (["--metrics", "precision_recall", "--setting", "pr_k=0"], "--setting pr_k=0"),
+        (["--setting", "crop=[1"], "--setting crop=[1 cannot be read"),
+        (["--setting", "kid_size"], "give --setting kid_size=VALUE"),
+        (["--setting", "crop=99"], "give --setting crop=8 or less"),
+        (["--setting", "reference_count=9999"], "give --setting reference_count="),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_the_words_of_the_command(

@@ -21,6 +21,7 @@ from selfguide.spec.identity import digest
 from shards import storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
+from shards.sources.arrays import members
 from tools import flags
 from tools.feature_flags import NET
 from tools.flags import REQUIRED
@@ -44,8 +45,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if not 0 <= options.rank < options.world:
         raise UserError(f"--rank {options.rank} with --world {options.world}: ranks go from 0")
     out = Path(options.out)
-    if out.suffix != ".npz" or out.is_dir():
-        raise UserError(f"--out {out}: give the file a name that ends in .npz, and is no folder's")
+    check_out(out)
     net = net_of(options)
     manifest = manifests.load(options.root)
     latents = manifest.header["kind"] == "latent"
@@ -80,6 +80,19 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         f"evaluation={options.protocol} evaluation.reference={out} compares with it"
     )
     return facts, text
+
+
+def check_out(out: Path) -> None:
+    """
+    Raises:
+        UserError: no name of a reference, or what is there is none, such as the samples that are to be scored.
+    """
+    if out.suffix != ".npz" or out.is_dir():
+        raise UserError(f"--out {out}: give the file a name that ends in .npz, and is no folder's")
+    if out.exists() and not {"mu", "sigma"} <= {*members(str(out))}:
+        raise UserError(
+            f"--out {out} is there, and is no reference: name another file, or remove it"
+        )
 
 
 def net_of(options: argparse.Namespace) -> FeatureNet:

@@ -26,7 +26,7 @@ from shards import storage
 from shards.errors import UserError
 from tools import flags
 from tools.flags import REQUIRED
-from tools.reference.make import NET, net_of
+from tools.reference.make import NET, check_out, net_of
 from tools.sample_files import LOSSLESS, LOSSY, open_images
 from tools.sample_run import load_snapshot
 
@@ -48,8 +48,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     flags.check_least(options, 1, "batch")
     flags.check_least(options, LEAST_SAMPLES, "count")
     out = Path(options.out)
-    if out.suffix != ".npz" or out.is_dir():
-        raise UserError(f"--out {out}: give the file a name that ends in .npz, and is no folder's")
+    check_out(out)
     net = net_of(options)
     about, count, make = (_of_images if _holds_images(options) else _of_run)(options, net)
     about["features"] = net.about

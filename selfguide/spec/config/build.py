@@ -98,7 +98,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert(options[0], value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise UserError(f"{where}={value!r} must be a list; give '{where}=[{value}]'")
+            count = 1 if args[-1] is Ellipsis else len(args)
+            words = "a list" if args[-1] is Ellipsis else f"a list of {count}"
+            values = ",".join([str(value)] * count)
+            raise UserError(f"{where}={value!r} must be {words}; give '{where}=[{values}]'")
         if args[-1] is not Ellipsis and len(value) != len(args):
             raise UserError(f"{where}={list(value)!r} must have {len(args)} values")
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else args

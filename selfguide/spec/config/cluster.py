@@ -199,6 +199,11 @@ def check_cluster(cluster: ClusterConfig, nodes: int) -> None:
             raise UserError(
                 f"cluster.environment.{name} is no name of a variable; give letters, digits and _"
             )
+    threads = cluster.environment.get("OMP_NUM_THREADS", "1")
+    if not re.fullmatch("[1-9][0-9]*", threads):
+        raise UserError(
+            f"cluster.environment.OMP_NUM_THREADS={threads} must be a whole number, 1 or more"
+        )
     if cluster.comment and re.search(r"[|\n]", cluster.comment):
         raise UserError(
             f"cluster.comment={cluster.comment!r} holds what divides squeue's answers; give it without | and new lines"
