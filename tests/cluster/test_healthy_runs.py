@@ -24,7 +24,7 @@ RUNS = {
     "two-ranks-a-node": ["nodes=1", "cluster.gpus_per_node=2"],
     "saved-at-each-step": [f"train.checkpoint_every={BATCH}"],
     "scored": ["evaluation=fd_digits", "evaluation.samples=64"],
-    "labels": ["guidance=class"],
+    "labels": ["guidance=labels"],
     "torch": ["engine=torch"],
     "restarts-none": ["cluster.restart=none"],
 }
