@@ -24,12 +24,12 @@ RUNS = {
     "two-ranks-a-node": ["nodes=1", "cluster.gpus_per_node=2"],
     "saved-at-each-step": [f"train.checkpoint_every={BATCH}"],
     "scored": ["evaluation=fd_digits", "evaluation.samples=64"],
-    "labels": ["guidance=labels"],
+    "bf16": ["engine.dtype=bf16"],
     "torch": ["engine=torch"],
     "restarts-none": ["cluster.restart=none"],
 }
 # seconds that a step of a run takes longer
-SLOW = {"another-seed": 0.2, "labels": 0.05}
+SLOW = {"another-seed": 0.2, "bf16": 0.05}
 
 
 def told(bed: Bed, run: RunFolder) -> dict[str, Any]:
