@@ -362,7 +362,7 @@ def test_the_sizes_of_a_run_s_groups_are_the_bincount_of_its_nearest_prototypes_
     wanted = np.bincount(cosines.argmax(1).numpy(), minlength=12)
     # an image may lie as near to two, by batches of another size
     assert np.abs(np.array(said["counts"]) - wanted).sum() <= 2 and said["images"] == 1797
-    root = sample.load(labelled / "snapshots" / "img-000000512").data["root"]
+    root = load(labelled / "snapshots" / "img-000000512").data["root"]
     said = counted(capsys, tmp_path / "b.png", str(labelled))
     assert said["counts"] == np.bincount(shards.read_all(root)["y"]).tolist()
 
