@@ -9,7 +9,9 @@ import sys
 # over; before pathlib, whose import takes a moment
 _BEGINS = sys.argv[:1] == ["-m"] or sys.argv[0].endswith("/selfguide")
 if _BEGINS and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    # in a thread, whose import interrupts nobody, Python takes no handler
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 from pathlib import Path  # noqa: E402
 

@@ -124,3 +124,15 @@ def test_help_of_a_command_imports_no_torch(module: str) -> None:
 )
 def test_a_mistake_in_the_words_of_a_command_imports_no_torch(command: str) -> None:
     assert _heavy(*command.split()) == (2, [])
+
+
+@pytest.mark.parametrize("package", ["launcher", "tools", "slurm"])
+def test_package_imported_by_a_thread_while_a_command_begins_is_imported(package: str) -> None:
+    """As what a drill puts into a rank does: Python allows signal handlers in the main thread only."""
+    code = (
+        "import importlib, sys, threading; sys.argv = ['-m']; "
+        f"thread = threading.Thread(target=importlib.import_module, args=({package!r},)); "
+        f"thread.start(); thread.join(); assert hasattr(sys.modules.get({package!r}), '_ROOT')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

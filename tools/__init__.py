@@ -8,7 +8,9 @@ import sys
 # while a command imports its modules nobody has work to lose: Ctrl-C ends it without a traceback, until `cli.run` takes
 # over; before pathlib, whose import takes a moment
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    # in a thread, whose import interrupts nobody, Python takes no handler
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 from pathlib import Path
 
