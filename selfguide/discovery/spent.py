@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,15 +32,17 @@ def cost(seconds: float, ranks: int, device: torch.device | str | None = None) -
 def spending(
     folder: Path, ranks: int = 1, device: torch.device | str | None = None
 ) -> Iterator[None]:
-    """Adds the seconds of the block to what this process has spent on the work in `folder`, also where it fails."""
+    """Adds the seconds of the block to what this thread has spent on the work in `folder`, also where it fails."""
     started = time.monotonic()
     try:
         yield
     finally:
-        file = folder / f"{_PREFIX}{socket.gethostname()}-{os.getpid()}.json"
+        # ranks may be threads of one process: a file for each thread has one writer
+        name = f"{_PREFIX}{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.json"
+        file = folder / name
         before = json.loads(file.read_text())["seconds"] if file.exists() else 0.0
         spent = cost(before + time.monotonic() - started, ranks, device)
-        # one writer a file; where the folder is gone, somebody else has published
+        # where the folder is gone, somebody else has published
         with suppress(FileNotFoundError):
             draft = file.with_suffix(".tmp")
             draft.write_text(json.dumps(spent))
