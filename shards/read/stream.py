@@ -101,10 +101,15 @@ class _Batches:
     """What is read ahead by a thread of its own; a context manager that ends it."""
 
     def __init__(
-        self, reader: Reader | Readers, plan: Iterator[Planned], share: Share, window: int
+        self,
+        reader: Reader | Readers,
+        plan: Iterator[Planned],
+        share: Share,
+        window: int,
+        blend: Blend | None = None,
     ) -> None:
         self._reader, self._share = reader, share
-        batches = _batches(reader, plan, share, window)
+        batches = _batches(reader, plan, share, window, blend)
         # what two global batches take from this rank, so that whether both are there can be asked
         depth = max(AHEAD, 2 * share.micro_batches)
         self._ahead = Prefetch(batches, depth, f"shards-{share.rank}")
@@ -144,7 +149,7 @@ class Stream(_Batches):
             EpochAudit
         ] = []  # of this rank; whoever adds them up over ranks takes them out
         window = max(order.window for order in blend.orders) * len(blend.orders)
-        super().__init__(reader, _plan(blend, share, position), share, window)
+        super().__init__(reader, _plan(blend, share, position), share, window, blend)
         self._blend, self._start = blend, position
         self._delivered = 0
         self._under_way: dict[tuple[int, int], EpochAudit] = {}
@@ -190,10 +195,13 @@ class Stream(_Batches):
         return self
 
     def __next__(self) -> Fields:
-        batch, planned, substituted = next(self._ahead)
+        batch, audits = next(self._ahead)
         self._check_positions(batch["position"])
         self._delivered += 1
-        self._audit_batch(planned, substituted)
+        for audit in audits:
+            self.substituted += audit.substituted
+            before = self._under_way.get(audit.key)
+            self._under_way[audit.key] = audit if before is None else before + audit
         if self._delivered % self._share.micro_batches == 0:
             self._end_epochs()
         return Fields(batch)
@@ -218,16 +226,6 @@ class Stream(_Batches):
             raise DamagedError(
                 f"rank {rank} was given positions {first:,} to {last:,} instead of {expected:,} to {expected + b - 1:,}"
             )
-
-    def _audit_batch(self, planned: Planned, substituted: NDArray[np.bool_]) -> None:
-        """Adds a batch to the audits of its epochs, usually one."""
-        self.substituted += int(substituted.sum())
-        sources, ordinals = self._blend.locate(planned.samples)
-        keys = {*zip(sources.tolist(), planned.epochs.tolist(), strict=True)}
-        for key in keys:
-            here = (sources == key[0]) & (planned.epochs == key[1]) if len(keys) > 1 else ...
-            audit = self._under_way.get(key, EpochAudit(source=key[0], epoch=key[1]))
-            self._under_way[key] = audit.add(ordinals[here], int(substituted[here].sum()))
 
     def _end_epochs(self) -> None:
         """Those that no later batch adds to; a rank that reads alone from an epoch's start on proves it here."""
@@ -260,7 +258,7 @@ class Scan(_Batches, Iterator[Arrays]):
         self._count = count
 
     def __next__(self) -> Fields:
-        batch, _, _ = next(self._ahead)
+        batch, _ = next(self._ahead)
         mask = np.asarray(batch["position"], dtype=np.int64) < self._count
         return Fields(batch, mask=mask)
 
@@ -332,10 +330,28 @@ def _pass(count: int, share: Share, steps: int) -> Iterator[Planned]:
         yield Planned(positions, positions % count, np.zeros_like(positions))
 
 
+def _audits(blend: Blend, planned: Planned, substituted: NDArray[np.bool_]) -> Iterator[EpochAudit]:
+    """What a batch adds to each epoch that it is of, usually one."""
+    sources, ordinals = blend.locate(planned.samples)
+    keys = {*zip(sources.tolist(), planned.epochs.tolist(), strict=True)}
+    for source, epoch in keys:
+        here = (sources == source) & (planned.epochs == epoch) if len(keys) > 1 else ...
+        yield EpochAudit(source=source, epoch=epoch).add(
+            ordinals[here], int(substituted[here].sum())
+        )
+
+
 def _batches(
-    reader: Reader | Readers, plan: Iterator[Planned], share: Share, window: int
-) -> Iterator[tuple[Arrays, Planned, NDArray[np.bool_]]]:
-    """Batches, what was asked for, what stands in. Blocks are announced a window and some more ahead."""
+    reader: Reader | Readers,
+    plan: Iterator[Planned],
+    share: Share,
+    window: int,
+    blend: Blend | None,
+) -> Iterator[tuple[Arrays, Sequence[EpochAudit]]]:
+    """Batches, and their audits where `blend` says what their samples are.
+
+    Blocks are announced a window and some more ahead.
+    """
     coming: deque[Planned] = deque()
     together, farthest = (max(1, n // share.micro_batch) for n in (_ANNOUNCED, _PLANNED))
     most = window + reader.blocks_in(_BEYOND, most=window)
@@ -356,7 +372,9 @@ def _batches(
             for i, planned in enumerate(some):
                 mine = slice(i * share.micro_batch, (i + 1) * share.micro_batch)
                 batch = {name: values[mine] for name, values in found.items()}
-                yield {**batch, "position": planned.positions}, planned, substituted[mine]
+                # here and not where batches are taken, where a model's step would wait for it
+                audits = [*_audits(blend, planned, substituted[mine])] if blend is not None else []
+                yield {**batch, "position": planned.positions}, audits
             one = sum(values.nbytes for values in found.values()) // len(some)
             size = max(
                 1, min(2 * size, reader.together // one)
