@@ -25,12 +25,20 @@ from shards.format import manifest as manifests
 from tests.selfguide.test_online import online_config
 from tools.ranks import run_ranks
 
-BATCH, STEPS, SWITCH = 64, 8, 4
+BATCH, STEPS, SWITCH, WINDOW = 64, 8, 4, 128
+# a row's best score less its second, cosines both; half of all rows have more than 0.04
+TIE = 3e-3
 
 
 def elastic(backend: str, stage: int = 1, micro: int | None = None, **guidance: Any) -> Config:
     """Four ranks of one node each, or fewer."""
-    common = {"switch": 0.5, "teacher_refresh": 128, "window": 128, "head_width": 20, "drop": 0.25}
+    common = {
+        "switch": 0.5,
+        "teacher_refresh": 128,
+        "window": WINDOW,
+        "head_width": 20,
+        "drop": 0.25,
+    }
     train = {"images": STEPS * BATCH, "batch": BATCH, "micro_batch": micro}
     return replace(
         online_config(**(common | guidance)),
@@ -75,33 +83,44 @@ def taken(
         lease,
     )  # fmt: skip
     named: list[torch.Tensor] = []
+    clear: list[torch.Tensor] = []
     batches: list[Batch] = []
-    ids, samples = [], []
-    kept = online.condition_on, loop.prepare_batch, loop.cut_batch
+    ids, samples, leads = [], [], []
+    kept = online.condition_on, loop.prepare_batch, loop.cut_batch, online.assign
 
     def condition_on(student: Student, prototypes: torch.Tensor, images: int) -> Any:
         named.append(prototypes.view(images, -1))
         return kept[0](student, prototypes, images)
+
+    def assign(student: Student, features: torch.Tensor) -> torch.Tensor:
+        assert student.head is not None
+        with torch.no_grad():
+            best, second = student.head(features).topk(2).values.T
+        clear.append(best - second)
+        return kept[3](student, features)
 
     def prepare_batch(*arguments: Any) -> Batch:
         batches.append(kept[1](*arguments))
         return batches[-1]
 
     online.condition_on, loop.prepare_batch = condition_on, prepare_batch
+    online.assign = assign
     if apart:
         loop.cut_batch = lambda config, world: cut._replace(together=1)
     try:
         for _ in range(begin, end):
             named.clear()
+            clear.clear()
             batches.clear()
             loop.advance(job)
             positions = torch.cat([batch.position for batch in batches]).tolist()
             ordinals = torch.cat([batch.ordinal for batch in batches]).tolist()
             samples.append(dict(zip(positions, ordinals, strict=True)))
-            rows = torch.cat(named).tolist() if named else []
-            ids.append(dict(zip(positions, rows, strict=True)) if rows else {})
+            for rows, by_position in ((named, ids), (clear, leads)):
+                each = torch.cat(rows).view(len(positions), -1).tolist() if rows else []
+                by_position.append(dict(zip(positions, each, strict=True)) if each else {})
     finally:
-        online.condition_on, loop.prepare_batch, loop.cut_batch = kept
+        online.condition_on, loop.prepare_batch, loop.cut_batch, online.assign = kept
         stream.close()
     if run and end < STEPS:
         checkpoint.save(lease.run.checkpoint(end * BATCH), state, rank_info, lease)
@@ -109,6 +128,7 @@ def taken(
     buffers = [b.flatten() for n, b in engine.module.named_buffers() if "running" in n]
     return {
         "ids": ids,
+        "leads": leads,
         "samples": samples,
         "p": components.metadata()["p"],
         "weights": engine.gather(engine.masters).tolist(),
@@ -133,24 +153,28 @@ def apart(one: dict[str, Any], other: dict[str, Any], name: str = "weights") -> 
     return float((first - second).norm() / first.norm())
 
 
-def same_run(full: list[dict[str, Any]], fewer: list[dict[str, Any]], *, moved: int = 0) -> None:
-    """Both read the same images in every step, and named the same groups but for `moved`; floats are as good as one.
+def same_run(full: list[dict[str, Any]], fewer: list[dict[str, Any]]) -> None:
+    """Both read the same images in every step, and named the same groups; floats are as good as one.
 
-    AdamW makes a whole step of a gradient that is nothing but rounding, so single weights may be far from each other.
+    AdamW makes a whole step of a gradient that is nothing but rounding, so single weights may be far from each other,
+    and the few rows that lie between two prototypes, which score them within TIE, may take either.
     """
     assert merged(fewer, "samples") == merged(full, "samples")
-    ids, others = merged(full, "ids"), merged(fewer, "ids")
+    ids, others, leads = merged(full, "ids"), merged(fewer, "ids"), merged(full, "leads")
     assert [step.keys() for step in ids] == [step.keys() for step in others]
-    different = sum(
-        one != other
-        for step, theirs in zip(ids, others, strict=True)
-        for one, other in zip(step.values(), theirs.values(), strict=True)
-    )
-    assert different <= moved
+    moved = [
+        lead
+        for step, theirs, by_position in zip(ids, others, leads, strict=True)
+        for position, groups in step.items()
+        for one, other, lead in zip(groups, theirs[position], by_position[position], strict=True)
+        if one != other
+    ]
+    assert all(lead < TIE for lead in moved)
     mine, theirs = full[0], fewer[0]
     assert len(set(mine["p"])) > 1
-    if not moved:
-        assert theirs["p"] == mine["p"]
+    rows = WINDOW * len(next(iter(ids[-1].values())))
+    shares = zip(mine["p"], theirs["p"], strict=True)
+    assert sum(abs(one - other) for one, other in shares) <= 2 * len(moved) / rows
     assert apart(mine, theirs) < 1e-3 and apart(mine, theirs, "buffers") < 3e-3
     for name in ("loss", "guidance_loss", "code_loss", "grad_norm"):
         assert theirs["told"][name] == pytest.approx(mine["told"][name], rel=1e-4), name
@@ -194,10 +218,8 @@ def test_four_ranks_two_and_one_train_the_same_run(
     by_world: dict[int, list[Any]], case: int
 ) -> None:
     full = [answer[case] for answer in by_world[4]]
-    # of 64 images x 16 patches in 4 steps some lie between two prototypes, to the last bit
-    moved = 20 if CASES[case].guidance.one_group is False else 0
     for world in (2, 1):
-        same_run(full, [answer[case] for answer in by_world[world]], moved=moved)
+        same_run(full, [answer[case] for answer in by_world[world]])
 
 
 @pytest.mark.faults
