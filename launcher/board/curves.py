@@ -5,6 +5,7 @@ Names are those of the lines; `CURVES` says which the board keeps:
     loss                       training loss, a mean over the reporting window
     used, perplexity, largest  shares of online groups in use and of the largest; exp(entropy) over their number
     churn                      share of images whose group changed
+    code_loss                  L_SK of online groups over ln K
     nmi, ari, ami              agreement of groups with labels, where somebody logs it
     gpu_hours                  of training until then, all attempts; GPU-hours, or rank-hours where a run has no GPUs
 """
@@ -19,7 +20,7 @@ from typing import Any
 
 from launcher.reconcile import parse
 
-CURVES = ("loss", "used", "perplexity", "largest", "churn", "nmi", "ari", "ami")
+CURVES = ("loss", "used", "perplexity", "largest", "churn", "code_loss", "nmi", "ari", "ami")
 GPU_HOURS = "gpu_hours"
 
 Curve = tuple[tuple[int, float], ...]
@@ -39,7 +40,7 @@ def read_lines(path: str) -> dict[str, Columns]:
     lines = json.loads(f"[{','.join(line for line in whole if line)}]")
     if set(map(type, lines)) - {dict}:
         raise TypeError("a line is no object")
-    # of nine curves most runs have three
+    # of ten curves most runs have three
     there = set().union(*lines)
     wanted = (name for name in (*CURVES, "time") if name in there)
     return {name: column for name in wanted if (column := _column(lines, name))[0]}

@@ -19,6 +19,7 @@ from selfguide.sampling.condition_sampler import (
 )
 from selfguide.sampling.groups import head_of, queried_prototypes, sampling_condition
 from selfguide.snapshot import Snapshot
+from selfguide.spec.unet import UNetArchitecture
 from shards.errors import UserError
 from shards.format.classes import label_of
 
@@ -98,17 +99,18 @@ def nearest_groups(snapshot: Snapshot, x0: Tensor, numbers: Tensor | None = None
 def between(snapshot: Snapshot, first: int, second: int, count: int) -> Condition:
     """`count` conditions from one group to another, ends included.
 
-    Prototypes lie on a sphere and are joined along its great circle. Labels have rows without a length of their own:
-    they are mixed in proportion.
+    Prototypes lie on a sphere and are joined along its great circle, and so are the one-hot vectors of groups where the
+    network multiplies these. Where it reads the mean of rows, a vector's length says nothing: groups are mixed in
+    proportion.
     """
     ends = of_groups(snapshot, torch.tensor([first, second]))
     way = torch.linspace(0, 1, count)
     if ends.dense is not None:
         return Condition.of(dense=arc(ends.dense[0], ends.dense[1], way))
-    shares = torch.zeros(count, groups(snapshot))
-    shares[:, first] += 1 - way
-    shares[:, second] += way
-    return Condition.of(multi_hot=shares)
+    from_, to = F.one_hot(torch.tensor([first, second]), groups(snapshot)).float()
+    if isinstance(snapshot.student.backbone.net, UNetArchitecture):
+        return Condition.of(multi_hot=slerp(from_, to, way))
+    return Condition.of(multi_hot=torch.lerp(from_, to, way[:, None]))
 
 
 def told_features(snapshot: Snapshot) -> bool:

@@ -19,9 +19,10 @@ from selfguide.spec.config.sampler import check_sampler
 from selfguide.spec.config.train import check_train
 from selfguide.spec.extras import check_extras
 from selfguide.spec.initial_weights import validate_init
-from selfguide.spec.metrics import FEATURES, LEAST_SAMPLES
+from selfguide.spec.metrics import FEATURES, LEAST_SAMPLES, METRICS
 from selfguide.spec.records import layer_name
 from selfguide.spec.sizes import architecture
+from selfguide.spec.suggest import check_known
 from selfguide.spec.unet import UNetArchitecture
 from selfguide.spec.weak import WeakModel, check_snapshots, weak_models
 from shards import storage
@@ -262,6 +263,13 @@ def _check_weak_model(config: Config, weak: WeakModel) -> None:
 
 def _check_evaluation(config: Config) -> None:
     evaluation = config.evaluation
+    for number, each in enumerate(evaluation.expected):
+        at = f"evaluation.expected[{number}]"
+        check_known(f"{at}.metric", each.metric, METRICS)
+        if not each.source.strip():
+            raise UserError(
+                f"{at}.source={each.source!r} of {each.metric}={each.value:g}: name the paper or page that published it"
+            )
     if evaluation.prior != "empirical" and not config.guidance.one_group:
         raise UserError(
             f"evaluation.prior={evaluation.prior} draws groups, and with these settings of "

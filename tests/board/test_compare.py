@@ -112,7 +112,7 @@ def test_a_score_is_reached_at_the_first_snapshot_that_has_it(tmp_path: Path) ->
     write_record(at / "start-0.json", {"time": 1000.0})
     write_record(at / "submission.json", {"time": 0.0, "world": 2, "spent_s": 3600.0})
     lines = [
-        {"time": 1000.0 + n / 100, "images": n, "loss": 1.0, "used": 0.5}
+        {"time": 1000.0 + n / 100, "images": n, "loss": 1.0, "used": 0.5, "code_loss": 0.9}
         for n in (128_000, 256_000)
     ]
     (folder.metrics / "train-1.jsonl").write_text(
@@ -128,6 +128,7 @@ def test_a_score_is_reached_at_the_first_snapshot_that_has_it(tmp_path: Path) ->
     run = read(tmp_path)[1]
     assert run.gpu_hours_at(128_000) == pytest.approx((3600 + 2 * 1280) / 3600)
     assert run.curve("used") == ((128_000, 0.5), (256_000, 0.5))
+    assert run.curve("code_loss") == ((128_000, 0.9), (256_000, 0.9))
 
 
 def test_a_sweep_is_the_records_that_measure_alike(tmp_path: Path) -> None:

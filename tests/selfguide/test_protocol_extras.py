@@ -26,7 +26,7 @@ from selfguide.evaluation.metrics.kid import kid
 from selfguide.evaluation.metrics.moments import Moments
 from selfguide.evaluation.metrics.nearest import nearest_reference
 from selfguide.evaluation.metrics.ood import ood_auroc
-from selfguide.evaluation.metrics.precision_recall import precision_recall
+from selfguide.evaluation.metrics.precision_recall import ICGAN, precision_recall
 from selfguide.evaluation.scores import Crop
 from selfguide.sampling.condition_sampler import (
     clusters_of,
@@ -171,6 +171,13 @@ def test_plain_protocol_has_no_trace_of_what_came_later(snapshot: Snapshot) -> N
     named = changed(adm, metrics=["inception_score", "precision_recall"])
     assert Protocol.of(named, about).key == Protocol.of(adm, about).key
     assert Protocol.of(changed(named, is_splits=1), about).key != Protocol.of(adm, about).key
+
+
+def test_self_guided_diffusions_protocol_has_icgans_precision_and_recall() -> None:
+    found = compose(["experiment=digits_uncond", "cluster=local", "evaluation=sgdm"]).evaluation
+    assert dict(ICGAN) == {
+        "k": found.pr_k, "strict": found.pr_strict, "sizes": tuple(found.pr_sizes)
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

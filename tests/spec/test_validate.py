@@ -215,6 +215,16 @@ BAD = [
     ),
     ("guidance=none evaluation.prior=uniform", "prior=uniform", "prior=empirical"),
     (
+        "evaluation.expected=[{metric:fd_digits,value:4,source:''}]",
+        "evaluation.expected[0].source=''",
+        "name the paper",
+    ),
+    (
+        "evaluation.expected=[{metric:fd_digitz,value:4,source:here}]",
+        "evaluation.expected[0].metric='fd_digitz'",
+        "did you mean 'fd_digits'?",
+    ),
+    (
         "guidance=digits_kmeans guidance.layout=a guidance.channels=1 evaluation.prior=uniform",
         "prior=uniform",
         "prior=empirical",

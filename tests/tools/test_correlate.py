@@ -67,6 +67,19 @@ def test_the_rank_correlation_of_runs_is_that_of_their_ranks(
     assert Image.open(figure).width > 300
 
 
+def test_a_mark_is_a_line_down_the_whole_picture(runs: Path, tmp_path: Path) -> None:
+    drawn = []
+    for name, mark in (("plain", ()), ("marked", ("--mark", "4"))):
+        figure = tmp_path / f"{name}.png"
+        words = ["fd_digits", "nmi", "--runs", str(runs), "--figure", str(figure)]
+        assert main([*words, *mark]) == 0
+        drawn.append(np.asarray(Image.open(figure).convert("L")).astype(int))
+    changed = np.abs(drawn[1] - drawn[0]) > 64
+    columns = np.flatnonzero(changed.any(0))
+    assert 0 < len(columns) < 8 and columns.max() - columns.min() < 8
+    assert np.ptp(np.flatnonzero(changed.any(1))) > 0.5 * changed.shape[0]
+
+
 @pytest.mark.parametrize(("map", "wanted"), [(np.exp, 1.0), (lambda x: -(x**3), -1.0)])
 def test_the_correlation_is_one_under_any_map_that_keeps_the_order(map: Any, wanted: float) -> None:
     points = [Point(str(x), {"fdd": x, "fid_adm": float(map(x))}) for x in (0.1, 3.0, 1.5, 2.0)]

@@ -48,7 +48,7 @@ COUNTS = {
         "figure16": 1, "figure18": 1, "figure22": 1, "figure25": 1, "figure26": 2,
     },
     "cedm": {
-        "table1": 19, "figure2": 4, "table2": 10, "table3": 4, "figure3": 15, "figure4": 15, "table4": 3,
+        "table1": 22, "figure2": 4, "table2": 10, "table3": 4, "figure3": 23, "figure4": 15, "table4": 3,
         "appendixC4": 2, "figure5": 3, "figure6": 1, "figure7": 1, "figure8": 1, "figure9": 1, "figure11": 1,
         "figure15": 1, "section4.1": 1, "section5": 2,
     },

@@ -23,7 +23,7 @@ from selfguide.distributed import RankInfo
 from selfguide.randomness import normal
 from selfguide.sampling import generate
 from selfguide.sampling.condition_sampler import condition_sampler, sample_ordinals
-from selfguide.sampling.queries import rows, slerp, without_condition
+from selfguide.sampling.queries import between, rows, slerp, without_condition
 from selfguide.snapshot import load
 from selfguide.spec import corrections
 from selfguide.spec.config import LabelGuidance, SamplerConfig, SidecarGuidance
@@ -33,6 +33,7 @@ from selfguide.spec.run import RunFolder
 from shards import sidecar
 from shards.errors import UserError
 from shards.format import manifest as manifests
+from tests.selfguide.snapshots import write_snapshot
 from tests.selfguide.test_autoencoders import latent_config, latents  # noqa: F401
 from tests.selfguide.test_sidecar_source import attempt as sidecar_attempt
 from tests.selfguide.test_training import attempt, config
@@ -160,6 +161,34 @@ def test_between_prototypes_lies_the_great_circle() -> None:
     torch.testing.assert_close(slerp(a, a, way), a.expand(9, -1))
 
 
+@pytest.mark.parametrize("net", ["unet_sgdm_32", "dit_digits"])
+def test_between_groups_lies_the_great_circle_where_a_network_reads_their_vector(
+    net: str, digits: Path, tmp_path: Path
+) -> None:
+    small = (
+        "model.size=8",
+        "model.channels=1",
+        "model.base=16",
+        "model.mult=[1,2]",
+        "model.blocks=1",
+    )
+    sizes = (*small, "model.groups=8", "model.attention=[]") if net == "unet_sgdm_32" else ()
+    write_snapshot(
+        tmp_path / "s", digits, f"model={net}", *sizes, "guidance=labels", "data.classes=10",
+        guidance={"source": "labels", "told": True, "p": [0.1] * 10, "label_free": False},
+    )  # fmt: skip
+    snapshot = load(tmp_path / "s")
+    shares = between(snapshot, 3, 7, 9).multi_hot
+    assert shares is not None
+    torch.testing.assert_close(shares[[0, 8]], torch.eye(10)[[3, 7]])
+    if net == "dit_digits":  # it reads the mean of rows
+        torch.testing.assert_close(shares.sum(1), torch.ones(9))
+        return
+    torch.testing.assert_close(shares.norm(dim=1), torch.ones(9))
+    steps = (shares[1:] * shares[:-1]).sum(1)  # equal angles
+    torch.testing.assert_close(steps, steps[0].expand(8))
+
+
 def test_a_chain_shows_the_way_from_noise_to_the_image(run: Path, tmp_path: Path) -> None:
     images, _ = sampled(run, tmp_path, "--chain", "--count", "2", "--columns", "4", "--batch", "1")
     grid = np.asarray(Image.open(tmp_path / "grid.png"))
@@ -168,18 +197,24 @@ def test_a_chain_shows_the_way_from_noise_to_the_image(run: Path, tmp_path: Path
     np.testing.assert_array_equal(np.stack(rows), images)  # the last column is the image
 
 
-def test_a_grid_has_one_noise_a_row_and_one_value_a_column(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "values"), [("g", (0, 1, 2)), ("steps", (1, 3)), ("images", (256, 512))]
+)
+def test_a_grid_has_one_noise_a_row_and_one_value_a_column(
+    key: str, values: tuple[int, ...], run: Path, tmp_path: Path
+) -> None:
     made = tmp_path / "grid"
-    few = ("--steps", "3", "--count", "2")
-    assert sample.main([str(run), "--grid", "g=0,1,2", "--out", str(made), *few]) == 0
+    few = ("--count", "2", *(() if key == "steps" else ("--steps", "3")))
+    grid = f"{key}={','.join(map(str, values))}"
+    assert sample.main([str(run), "--grid", grid, "--out", str(made), *few]) == 0
     said = json.loads((made / "sample.json").read_text())
-    assert said["columns"] == ["g=0", "g=1", "g=2"] and said["rows"] == 2
+    assert said["columns"] == [f"{key}={value}" for value in values] and said["rows"] == 2
     sheet = np.asarray(Image.open(made / "grid.png"))
-    for column, g in enumerate((0, 1, 2)):
-        sampled(run, tmp_path / f"g{g}", "--g", str(g), *few, "--columns", "1")
-        alone = np.asarray(Image.open(tmp_path / f"g{g}" / "grid.png"))
+    for column, value in enumerate(values):
+        sampled(run, tmp_path / str(value), f"--{key}", str(value), *few, "--columns", "1")
+        alone = np.asarray(Image.open(tmp_path / str(value) / "grid.png"))
         # a column of the grid is what the same flags draw in one
-        start = column * (sheet.shape[1] - alone.shape[1]) // 2
+        start = column * (sheet.shape[1] - alone.shape[1]) // (len(values) - 1)
         assert np.array_equal(sheet[:, start : start + alone.shape[1]], alone)
 
 

@@ -24,8 +24,15 @@ _HALF = "train.images=100_000_768"  # 100 million, whole batches of 1024
 _BOTH = "[cedm,cedm_fdd]"
 _CLIP = "five prompts that CLIP's authors publish for CIFAR; which five the paper took is not in what we read"
 _ADAPT = "our learning rate: the paper prints the 15 epochs alone"
-# C-EDM's search, under its bound of 500 and 600
-_GRIDS = {"cifar10": (50, 100, 200, 300, 400, 500), "cifar100": (50, 100, 200, 300, 400, 500, 600)}
+# C-EDM's search, under its bound of 500, 600 and 600: data set, what its shards and its sidecars are called, each K
+_TO_600 = (50, 100, 200, 300, 400, 500, 600)
+_GRIDS = (
+    ("cifar10", "cifar10", "cifar10", _TO_600[:-1]),
+    ("cifar100", "cifar100", "cifar100", _TO_600),
+    ("ffhq64", "ffhq-64", "ffhq", _TO_600),
+)
+# clusters that experiments are conditioned on by themselves
+_OWN = {("cifar10-temi", 100), ("cifar100-temi", 200), ("cifar100-dino", 200), ("ffhq-temi", 400)}
 _BACKBONES = ("mocov3", "dino", "dinov2", "ibot", "clip")
 
 
@@ -51,7 +58,7 @@ def _augmented(experiment: str | None) -> tuple[str, ...]:
 
 def _clusters(ids: str, groups: int) -> tuple[str, ...]:
     """Other clusters than the experiments' own."""
-    if (ids, groups) in (("cifar10-temi", 100), ("cifar100-temi", 200), ("cifar100-dino", 200)):
+    if (ids, groups) in _OWN:
         return ()
     return f"guidance.ids=notes/{ids}-k{groups}", f"guidance.groups={groups}"
 
@@ -73,9 +80,12 @@ ROWS = (
     _row("table1", "ffhq64-oracle", "cedm/ffhq64_oracle", fid=1.77),
     _row("table1", "ffhq128-none", "cedm/ffhq128_none", fid=5.93),
     _row("table1", "ffhq128-temi", "cedm/ffhq128_temi", fid=4.40),
+    _row("table1", "ffhq128-kmeans", "cedm/ffhq128_kmeans"),
+    _row("table1", "ffhq128-oracle", "cedm/ffhq128_oracle"),
     _row("table1", "afhq64-none", "cedm/afhq64_none"),
     _row("table1", "afhq64-temi", "cedm/afhq64_temi"),
     _row("table1", "afhq64-kmeans", "cedm/afhq64_kmeans"),
+    _row("table1", "afhq64-oracle", "cedm/afhq64_oracle"),
     *(
         _row(
             "figure2",
@@ -141,11 +151,11 @@ ROWS = (
             "figure3",
             f"{data}-k{k}",
             f"cedm/{data}_temi",
-            *_clusters(f"{data}-temi", k),
+            *_clusters(f"{notes}-temi", k),
             _HALF,
             protocol=_BOTH,
         )
-        for data, grid in _GRIDS.items()
+        for data, _, notes, grid in _GRIDS
         for k in grid
     ),
     *(
@@ -153,11 +163,12 @@ ROWS = (
             "figure3",
             f"{data}-bound",
             None,
-            command=f"python -m tools.annotate bound data/{data} --features notes/{data}-dino --out notes/{data}-bound",
+            command=f"python -m tools.annotate bound data/{shards} --features notes/{notes}-dino "
+            f"--out notes/{notes}-bound",
             differs="utilisation over K, and the bound K; with FID of the runs above: python -m tools.correlate groups "
             "fid_adm utilisation --mark K",
         )
-        for data in _GRIDS
+        for data, shards, notes, _ in _GRIDS
     ),
     *(
         _row(
@@ -272,5 +283,11 @@ ROWS = (
         "'evaluation.metrics=[precision_recall,density_coverage,inception_score]'",
         differs="RUN stands for any of them; scores that the paper tried beside FID",
     ),
-    _row("section5", "mss", None, lacks="MSS: the paper names it among scores it tried"),
+    _row(
+        "section5",
+        "mss",
+        None,
+        lacks="MSS, which the paper names among the scores it tried: what we read of it gives neither a definition nor "
+        "a number",
+    ),
 )

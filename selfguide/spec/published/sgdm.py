@@ -230,7 +230,8 @@ ROWS = (
         "between-signals",
         None,
         command="python -m tools.sample RUN --between 3 7 --count 8 --out samples",
-        differs="ids are mixed linearly, prototypes and features on the sphere",
+        differs="one-hot ids, prototypes and features on the sphere; ids of a DiT or U-ViT, which read the mean of "
+        "rows, in proportion",
     ),
     _row(
         "figure26",

@@ -80,9 +80,10 @@ ROWS = (
     _row(
         "figure4",
         "nmi-over-training",
-        None,
-        command="python -m launcher.board curve RUN --metric nmi",
-        differs=_RUN,
+        "sgfm/in100_online",
+        "evaluation.metrics=[inception_score,agreement]",
+        differs="NMI of the prototypes with people's labels, which serve the score alone; over images: python -m "
+        "launcher.board curve RUN --metric nmi",
     ),
     _row(
         "figure4",
@@ -158,7 +159,7 @@ ROWS = (
         "losses-over-training",
         None,
         command="python -m launcher.board curve RUN --metric loss",
-        differs=f"{_RUN}; NMI as for figure4, FID over images on the board",
+        differs=f"{_RUN}; L_SK over ln K by --metric code_loss; NMI as for figure4, FID over images on the board",
     ),
     _row(
         "figure16",
