@@ -121,14 +121,14 @@ def test_digits_that_are_missing_are_made_as_printed(
     assert manifests.load(root).count == 1797
 
 
-@pytest.mark.parametrize("left", ["nothing", "folder", "skipped.jsonl"])
+@pytest.mark.parametrize("left", ["nothing", "folder", "skipped.jsonl", "0.tar", "picture.png"])
 def test_folder_of_ones_own_is_never_to_be_filled_with_digits(
     left: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "mine"
     if left != "nothing":
         root.mkdir()
-    if left.endswith("jsonl"):
+    if "." in left:
         (root / left).write_text("")
     assert "digits" not in refusal(capsys, lambda: main(["stats", str(root)]))
 
@@ -166,15 +166,19 @@ def test_key_whose_end_was_typed_is_found_as_printed(
     assert main(["inspect", str(tmp_path / "x"), meant[1]]) == 0
 
 
+@pytest.mark.parametrize("name", ["b/x", "b", "b/x/y", "b x/été", "b..c/x"])
 def test_folder_called_s3_is_written_as_printed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    message = refusal(capsys, lambda: main(["make", "digits", "--out", "s3:b/x"]))
-    other = re.search(r"\(or (\S+) for", message)
-    assert "s3://b/x" in message and other
+    message = refusal(capsys, lambda: main(["stats", f"s3:{name}"]))
+    other = re.search(r"\(or (.+) for", message)
+    assert f"s3://{name}" in message and other
+    message = refusal(capsys, lambda: main(["make", "digits", "--out", f"s3:{name}"]))
+    other = re.search(r"\(or (.+) for", message)
+    assert f"s3://{name}" in message and other
     assert main(["make", "digits", "--out", other[1]]) == 0
-    assert manifests.load(tmp_path / "s3:b" / "x").count == 1797
+    assert manifests.load(tmp_path / f"s3:{name}").count == 1797
 
 
 def test_home_is_meant_by_a_tilde_that_no_shell_expands(
