@@ -15,7 +15,7 @@ from shards.errors import UserError
 Flag = tuple[str, Any, Any, str]  # as it is typed, its type, default and help
 REQUIRED = object()
 # metavars of what a shell would expand a ~ of
-_PLACES = ("DIR", "FILE", "PATH", "ROOT", "FOLDER", "RUN")
+_PLACES = ("DIR", "FILE", "PATH", "ROOT", "FOLDER", "RUN", "SHARDS", "SAMPLES", "IMAGE")
 # what a picture's name may end in
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 JSON: Flag = ("--json", bool, False, "print one JSON object")
@@ -67,6 +67,8 @@ def _reader(name: str, kind: Any, values: list[str]) -> Any:
         return picture
     if kind is str and values and values[0].rstrip("+*?") in _PLACES:
         return storage.place
+    if kind is Path:
+        return storage.expanded
     if kind is int and name.startswith("--seed"):
         return seed
     return finite if kind is float else kind

@@ -15,6 +15,7 @@ from selfguide.sampling.condition_sampler import OtherImages, TrainingImages
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config.sidecar import ROLES
 from selfguide.spec.suggest import check_known
+from shards import storage
 from shards.errors import UserError
 
 
@@ -40,7 +41,7 @@ def others_of(options: argparse.Namespace) -> OtherImages | None:
         check_known("--annotations", field, ROLES)
         if not equals or not folder:
             raise UserError(f"--annotations {text}: give {field}=FOLDER")
-        folders[field] = folder
+        folders[field] = folder if storage.is_remote(folder) else str(storage.expanded(folder))
     return OtherImages(options.shards, folders)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import UserError
-from shards.sources.listing import Listing, Raw, file
+from shards.sources.listing import Listing, Passed, Raw, file
 from shards.sources.source import Lazy
 
 _SIDE = 32  # of a CIFAR image
@@ -71,6 +71,7 @@ def numpy_file(
             `latents`) that are not uint8.
     """
     place = file(path, "array file")
+    others: list[str] = []
     if place.suffix == ".npy":
         if x or y:
             raise UserError(f"{path} is one array: --x and --y name arrays of a .npz")
@@ -84,11 +85,14 @@ def numpy_file(
                     f"{given}={asked!r} is not in {path}: choose among {', '.join(names)}"
                 )
         labels = None if y is None else read_array(path, y)
+        others = [name for name in names if name not in (member, y)]
     store = MappedRows(path, member)
     found = store.rows.x
     if found.ndim != 4:
+        cure = f"; --x takes another array, of {', '.join(others)}" if others else ""
         raise UserError(
-            f"{path} holds {found.shape}: samples need four axes, N and those of an image"
+            f"{path} holds {found.shape}{f' as {member}' if member else ''}: samples need four axes, N and those of an "
+            f"image{cure}"
         )
     if not latents and found.dtype != np.uint8:
         raise UserError(
@@ -105,6 +109,13 @@ def numpy_file(
         decode=Raw(shape=found.shape[1:], dtype=found.dtype.str, channels_last=last),
         places=np.full(len(found), place.stat().st_size),
         labels=labels,
+        passed=[
+            Passed(
+                name,
+                "an array that is not read" + ("" if y else f": --y {name} takes it for labels"),
+            )
+            for name in others
+        ],
     )
 
 

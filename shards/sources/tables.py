@@ -23,6 +23,9 @@ from shards.sources.listing import NO_LABEL, Decode, Listing, Passed, expand, fo
 from shards.sources.source import Lazy
 
 _GROUPS = 4  # row groups of a parquet file kept at hand
+# types by their names, since older versions of pyarrow know no views
+_TEXT = ("string", "large_string", "string_view", "bool")
+_BINARY = ("binary", "large_binary", "binary_view")
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,9 +241,7 @@ def _kind(of: Any) -> str:
         return "whole"
     if types.is_dictionary(of):
         return _kind(of.value_type)
-    if types.is_string(of) or types.is_large_string(of) or types.is_boolean(of):
-        return "text"
-    return str(of)
+    return "text" if str(of) in _TEXT else str(of)
 
 
 def _columns(
@@ -263,10 +264,7 @@ def _columns(
             )
     if image is None:
         binary = dict.fromkeys(
-            f.name
-            for schema in schemas
-            for f in schema
-            if str(f.type) in ("binary", "large_binary")
+            f.name for schema in schemas for f in schema if str(f.type) in _BINARY
         )
         image = "image" if "image" in known else next(iter(binary)) if len(binary) == 1 else None
     if image is None:

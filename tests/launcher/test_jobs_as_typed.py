@@ -17,7 +17,7 @@ from launcher.backends.protocol import Job
 from launcher.backends.slurm_queue import Queued
 from launcher.compose import Frames, compose
 from launcher.folder import Attempt
-from launcher.submission import where
+from launcher.submission import absolute, where
 from selfguide.spec.config import Config
 from selfguide.spec.config.laws import Minutes
 from selfguide.spec.validate import validate
@@ -51,19 +51,44 @@ def test_variables_reach_a_job_as_typed(text: str) -> None:
     assert done.stdout.decode() == text
 
 
+@pytest.mark.parametrize("own", ["/opt/mine", "/opt/my own", "/a:/b", "$HOME/x", "/ünï,c", ""])
+@pytest.mark.parametrize("inherited", ["/last", ""])
 def test_own_pythonpath_comes_between_code_and_what_is_inherited(
-    monkeypatch: pytest.MonkeyPatch,
+    own: str, inherited: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = lines(config("cluster.environment.PYTHONPATH=/opt/my own"))
+    script = lines(config(f"cluster.environment.PYTHONPATH={own}"))
     (line,) = (line for line in script if line.startswith("export PYTHONPATH="))
     done = subprocess.run(
-        ["bash", "-c", f'PYTHONPATH=/last; {line}; printf "%s" "$PYTHONPATH"'],
+        ["bash", "-c", f'PYTHONPATH={inherited}; {line}; printf "%s" "$PYTHONPATH"'],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert done.stdout.endswith("/attempts/0001/code:/opt/my own:/last")
-    monkeypatch.setenv("PYTHONPATH", "/last")
-    assert local._environment(_job(PYTHONPATH="/mine"))["PYTHONPATH"] == "/code:/mine:/last"
-    assert local._environment(_job())["PYTHONPATH"] == "/code:/last"
+    # an empty part would be the folder where the job starts
+    behind = [each for each in (own, inherited) if each]
+    assert done.stdout.endswith(":".join(["/attempts/0001/code", *behind]))
+    monkeypatch.setenv("PYTHONPATH", inherited)
+    assert local._environment(_job(PYTHONPATH=own))["PYTHONPATH"] == ":".join(["/code", *behind])
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "runs=~/x",
+        "data.root=~/x",
+        "data.cache=~/x",
+        "init.path=~/x",
+        "evaluation.reference=~/x",
+        "evaluation.shards=~/x",
+    ],
+)
+def test_home_is_meant_by_a_tilde_in_a_setting(
+    typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No shell expands it behind a name with a dot."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made: Any = absolute(config(typed))
+    for part in typed.partition("=")[0].split("."):
+        made = getattr(made, part)
+    assert made == f"{tmp_path}/x"
 
 
 def _job(**environment: str) -> Job:
@@ -154,6 +179,28 @@ def test_what_is_no_time_is_refused(typed: str) -> None:
         config(f"cluster.timeout_min='{typed}'")
 
 
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("partition=gpu,big", "--partition=gpu,big"),
+        ("partition=[a,b]", "--partition='[a,b]'"),
+        ("account=9.10", "--account=9.10"),
+        ("qos=1e3", "--qos=1e3"),
+        ("constraint=a100&ib|h100*2", "--constraint='a100&ib|h100*2'"),
+        ("reservation=null_1", "--reservation=null_1"),
+        ("nodelist=n[01-04,7]", "--nodelist='n[01-04,7]'"),
+        ("exclude=n[1,3]", "--exclude='n[1,3]'"),
+        ("exclusive=true", "--exclusive"),
+        ("gres=gpu:h100:2", "--gres=gpu:h100:2"),
+        ("timeout_min=1-00:00:00", "--time=1440"),
+    ],
+)
+def test_fields_of_a_cluster_stand_in_the_script_as_typed(typed: str, line: str) -> None:
+    made = config(f"cluster.{typed}", "cluster.gpus_per_node=2")
+    validate(made)
+    assert f"#SBATCH {line}" in lines(made)
+
+
 @pytest.mark.parametrize("option", ["x", "9.10", "1e3", "true", "a=b,c"])
 def test_free_options_of_sbatch_are_text(option: str) -> None:
     script = lines(config(f"cluster.sbatch={{wckey: '{option}', mail-type: FAIL}}"))
@@ -172,7 +219,17 @@ def test_gpus_are_counted_as_cuda_counts_them(
     assert bool(local.Local().notes(8)) == bool(count)
 
 
-@pytest.mark.parametrize("name", ["SQUEUE_STATES", "SQUEUE_USERS", "SCANCEL_STATE", "SINFO_ALL"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SQUEUE_STATES",
+        "SQUEUE_USERS",
+        "SCANCEL_STATE",
+        "SINFO_ALL",
+        "SBATCH_PARTITION",
+        "SACCT_FORMAT",
+    ],
+)
 def test_ping_is_sent_without_variables_that_steer_slurm(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,7 +248,9 @@ def test_ping_is_sent_without_variables_that_steer_slurm(
     monkeypatch.setenv("SLURM_CLUSTERS", "x")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
     assert slurm_client.answers()
-    steering = {each for each in asked["env"] if each.startswith(("SLURM", "SQ", "SC", "SI"))}
+    steering = {
+        each for each in asked["env"] if each.startswith(("SLURM", "SQ", "SC", "SI", "SB", "SA"))
+    }
     assert steering == {"SLURM_CONF"} and asked["env"]["PATH"] == os.environ["PATH"]
 
 

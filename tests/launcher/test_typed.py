@@ -10,6 +10,7 @@ import pytest
 from launcher.compose import Frames, changed, compose, compose_cluster, holds_text, known_keys
 from launcher.sweep import combinations
 from selfguide.spec.files import read_config, to_yaml
+from selfguide.spec.validate import validate
 from shards.errors import UserError
 
 FRAME = "experiment=digits_uncond"
@@ -38,6 +39,13 @@ def test_text_is_what_was_typed(typed: str, meant: str | None, tmp_path: Path) -
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config))
     assert read_config(path) == config
+
+
+@pytest.mark.parametrize("name", ["1e3", "9.10", "true", "null_1", "007", "0x10", "1_000", "Yes"])
+def test_a_run_is_called_as_typed(name: str) -> None:
+    made = compose([FRAME, "cluster=slurm", f"name={name}"], FRAMES)
+    validate(made)
+    assert made.name == name
 
 
 def test_every_field_of_text_takes_text() -> None:

@@ -150,33 +150,61 @@ def test_an_error_of_the_machine_is_no_bad_input(
         found.store.read(0)
 
 
+@pytest.mark.parametrize(
+    ("shut", "code"),
+    [
+        ("a/shut", errno.EACCES),
+        ("a/shut", errno.EIO),
+        ("a/b/shut", errno.ESTALE),
+        ("b/shut", errno.ELOOP),
+        ("a/été shut", errno.ENOENT),
+    ],
+)
 def test_a_folder_that_cannot_be_read_is_one_bad_input(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shut: str, code: int
 ) -> None:
-    root, scandir = put(tmp_path / "in", "a/0.png", "a/shut/1.png", "b/2.png"), os.scandir
+    root, scandir = put(tmp_path / "in", "a/0.png", f"{shut}/1.png", "b/2.png"), os.scandir
 
     def refusing(place: Any) -> Any:
         if str(place).endswith("shut"):
-            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+            raise OSError(code, os.strerror(code), str(place))
         return scandir(place)
 
     monkeypatch.setattr(os, "scandir", refusing)
     found = folders.image_folder(str(root), AS_IS)
-    assert keys(found) == ["a/0.png", "a/shut/", "b/2.png"] and found.labels is not None
-    assert found.labels.tolist() == [0, 0, 1]
-    with pytest.raises(UserError, match="'a/shut/': a folder that cannot be read"):
+    assert keys(found) == sorted(["a/0.png", f"{shut}/", "b/2.png"]) and found.labels is not None
+    assert found.labels.tolist() == [int(key[0] == "b") for key in keys(found)]
+    with pytest.raises(UserError, match=f"'{shut}/': a folder that cannot be read"):
         scan(tmp_path / "out", found)
+    _, seen = scan(tmp_path / "out", found, max_skipped=Threshold(count=1))
+    assert (seen.kept, seen.skipped) == (2, 1)
 
 
-def test_a_stray_file_an_empty_class_and_bad_images_are_told_together(tmp_path: Path) -> None:
-    root = put(tmp_path / "in", "a/0.png", "b/1.png", "stray.png")
-    (root / "c").mkdir()
-    (root / "a" / "bad.png").touch()
+@pytest.mark.parametrize(
+    ("stray", "empty", "bad"),
+    [
+        (("stray.png",), ("c",), ("a/bad.png",)),
+        (("stray.png", "2.jpg"), ("c",), ()),
+        ((), ("c",), ("a/bad.png", "b/bad.png")),
+        (("stray.png",), (), ("a/bad.png",)),
+        (("stray",), ("c", "d"), ("b/deep/bad.JPG",)),
+    ],
+)
+def test_a_stray_file_an_empty_class_and_bad_images_are_told_together(
+    tmp_path: Path, stray: tuple[str, ...], empty: tuple[str, ...], bad: tuple[str, ...]
+) -> None:
+    root = put(tmp_path / "in", "a/0.png", "b/1.png", *stray)
+    for name in empty:
+        (root / name).mkdir()
+    for name in bad:
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
     with pytest.raises(UserError) as refused:
         scan(tmp_path / "out", folders.image_folder(str(root), AS_IS))
-    assert "hold no images, such as 'c'" in str(refused.value)
-    assert "2 of 4 inputs" in str(refused.value)
-    assert {entry["key"] for entry in skipped(tmp_path / "out")} == {"a/bad.png", "stray.png"}
+    wrong = {*stray, *bad}
+    assert ("hold no images, such as 'c'" in str(refused.value)) == bool(empty)
+    assert f"{len(wrong)} of {2 + len(wrong)} inputs" in str(refused.value)
+    assert {entry["key"] for entry in skipped(tmp_path / "out")} == wrong
 
 
 @pytest.mark.parametrize(
@@ -220,16 +248,27 @@ def test_numbered_folders_from_0_have_their_number_as_label(
     assert found.labels.tolist() == [int(name) for name in found.class_names]
 
 
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [
+        (("1", "2", "10"), "class '1' is label 0"),
+        (("0", "2", "10"), "class '2' is label 1"),
+        (("007", "7000"), "class '007' is label 0"),
+        (("0", "1", "2", "5"), "class '5' is label 3"),
+        (("3", "30", "cat"), "class '3' is label 0"),
+    ],
+)
 def test_numbered_folders_with_gaps_are_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], numbers: tuple[str, ...], told: str
 ) -> None:
-    root = put(tmp_path / "in", "1/a.png", "2/b.png", "10/c.png")
+    root = put(tmp_path / "in", *(f"{number}/{number}.png" for number in numbers[::-1]))
     assert main(["make", "folder", str(root), "--out", str(tmp_path / "out")]) == 0
-    assert "class '1' is label 0" in capsys.readouterr().out
+    assert told in capsys.readouterr().out
     manifest = manifests.load(tmp_path / "out")
-    assert manifest.class_names == ("1", "2", "10")
-    with pytest.raises(UserError, match="name:2 or number:2"):
-        label_of("2", manifest.class_names, manifest.classes)
+    assert manifest.class_names == numbers
+    name = told.split("'")[1]
+    with pytest.raises(UserError, match=f"name:{name} or number:"):
+        label_of(name, manifest.class_names, manifest.classes)
 
 
 # ---------------------------------------------------------------- dataset.json
@@ -451,6 +490,21 @@ def test_an_index_names_links_and_names_without_suffix(tmp_path: Path) -> None:
     assert main(["index", str(tmp_path)]) == 0
 
 
+@pytest.mark.parametrize("name", ["plain", "d/plain", "d.1/plain", "LICENSE", "d.png/0"])
+def test_a_name_without_a_suffix_in_a_tar_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    tar(tmp_path / "in" / "0.tar", ("0.png", PNG[0]), (name, PNG[1]), ("2.png", PNG[2]))
+    for verb in ("index", "make tars"):
+        out = tmp_path / verb
+        assert main([*verb.split(), str(tmp_path / "in"), "--out", str(out), "--json"]) == 0
+        json.loads(capsys.readouterr().out)
+        manifest = manifests.load(out)
+        assert (manifest.count, manifest.source["passed_over"]) == (2, 1)
+        (entry,) = skipped(out)
+        assert entry["passed_over"].endswith(f"0.tar: {name}") and "extension" in entry["reason"]
+
+
 @pytest.mark.parametrize("name", ["1.tar.gz", "1.tgz", "b/1.tar.zst", "1.tar.bz2", "1.txz"])
 def test_a_compressed_tar_beside_tars_is_named(tmp_path: Path, name: str) -> None:
     tar(tmp_path / "0.tar", ("0.png", PNG[0]))
@@ -622,13 +676,67 @@ def test_labels_of_several_widths_are_read(tmp_path: Path, second: str) -> None:
     assert found.labels.dtype == np.int64
 
 
-@pytest.mark.parametrize("which", [0, 1, 2])
-def test_a_label_column_of_some_files_is_asked_about(tmp_path: Path, which: int) -> None:
+def arrays(arrow: Any) -> dict[str, tuple[Any, Any]]:
+    """Labels 0, 1 and 2, 1 as two files have them that differ in something else than the labels."""
+    names, others = ["ant", "bee"], ["cat", "bee"]
+    return {
+        "of another dictionary": (
+            arrow.array(names).dictionary_encode(), arrow.array(others).dictionary_encode()
+        ),
+        "a dictionary in one alone": (arrow.array(names).dictionary_encode(), arrow.array(others)),
+        "long text": (arrow.array(names, arrow.large_string()), arrow.array(others)),
+        "numbers in a dictionary": (
+            arrow.array([0, 1]), arrow.array([2, 1], arrow.int8()).dictionary_encode()
+        ),
+        "short dictionary": (
+            arrow.array(names).cast(arrow.dictionary(arrow.int8(), arrow.string())),
+            arrow.array(others).cast(arrow.dictionary(arrow.int64(), arrow.large_string())),
+        ),
+        "viewed text": (arrow.array(names, arrow.string_view()), arrow.array(others)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "of another dictionary", "a dictionary in one alone", "long text", "numbers in a dictionary",
+        "short dictionary", "viewed text",
+    ],
+)  # fmt: skip
+def test_labels_that_are_stored_in_two_ways_are_read(tmp_path: Path, how: str) -> None:
+    first, second = arrays(pytest.importorskip("pyarrow"))[how]
+    parquet(tmp_path / "0.parquet", label=first)
+    parquet(tmp_path / "1.parquet", label=second)
+    found = tables.parquet([str(tmp_path)], AS_IS)
+    assert found.labels is not None and found.labels.tolist() == [0, 1, 2, 1]
+
+
+@pytest.mark.parametrize("strict", ["label", "image", "label image"])
+@pytest.mark.parametrize("first", [True, False])
+def test_columns_that_may_be_empty_beside_ones_that_may_not_are_read(
+    tmp_path: Path, strict: str, first: bool
+) -> None:
+    arrow, writer = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for number in (0, 1):
+        made = arrow.table({"image": PNG[2 * number : 2 * number + 2], "label": [number, 1]})
+        if number == int(first):
+            fields = [
+                field.with_nullable(field.name not in strict.split()) for field in made.schema
+            ]
+            made = made.cast(arrow.schema(fields))
+        writer.write_table(made, tmp_path / f"{number}.parquet")
+    found = tables.parquet([str(tmp_path)], AS_IS)
+    assert found.labels is not None and found.labels.tolist() == [0, 1, 1, 1]
+    assert [found.store.read(row) for row in range(4)] == PNG[:4]
+
+
+@pytest.mark.parametrize("which", [{0}, {1}, {2}, {0, 1}, {1, 2}], ids=str)
+def test_a_label_column_of_some_files_is_asked_about(tmp_path: Path, which: set[int]) -> None:
     for i in range(3):
         parquet(
-            tmp_path / f"{i}.parquet", **({"label": [0, 1]} if i == which else {"other": [0, 1]})
+            tmp_path / f"{i}.parquet", **({"label": [0, 1]} if i in which else {"other": [0, 1]})
         )
-    with pytest.raises(UserError, match=r"'label' is in 1 of 3 files.*--label none"):
+    with pytest.raises(UserError, match=rf"'label' is in {len(which)} of 3 files.*--label none"):
         tables.parquet([str(tmp_path)], AS_IS)
     found = tables.parquet([str(tmp_path)], AS_IS, label="none")
     assert found.labels is None and len(found.keys) == 6
@@ -666,6 +774,15 @@ def test_labels_that_are_text_are_numbered(tmp_path: Path, values: list[object])
     assert found.class_names == tuple(sorted(map(str, values)))
 
 
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "binary_view"])
+def test_the_only_column_of_bytes_holds_the_images(tmp_path: Path, kind: str) -> None:
+    arrow, writer = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    column = arrow.array(PNG[:2], getattr(arrow, kind)())
+    writer.write_table(arrow.table({"jpg": column, "label": [0, 1]}), tmp_path / "0.parquet")
+    found = tables.parquet([str(tmp_path)], AS_IS)
+    assert [found.store.read(row) for row in range(2)] == PNG[:2]
+
+
 def test_labels_of_several_kinds_are_refused(tmp_path: Path) -> None:
     parquet(tmp_path / "0.parquet", label=[0, 1])
     parquet(tmp_path / "1.parquet", label=["a", "b"])
@@ -682,16 +799,29 @@ def test_labels_below_0_are_named(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- what shows class names
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("cat", "dog"),
+        ("great white shark", "it's"),
+        ("café", "日本"),
+        ("100%", "-dash"),
+        ("a=b", "c,d"),
+    ],
+)
 def test_stats_and_inspect_show_class_names(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, str]
 ) -> None:
-    root, out = put(tmp_path / "in", "cat/0.png", "dog/1.png", "dog/2.png"), str(tmp_path / "out")
+    first, second = names
+    root = put(tmp_path / "in", f"{first}/0.png", f"{second}/1.png", f"{second}/2.png")
+    out = str(tmp_path / "out")
     assert main(["make", "folder", str(root), "--out", out]) == 0
     capsys.readouterr()
     assert main(["stats", out]) == 0
-    assert "0 cat (1), 1 dog (2)" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"0 {first} (1), 1 {second} (2)" in said
     assert main(["stats", out, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["class_names"] == ["cat", "dog"]
-    assert main(["inspect", out, "dog/1.png", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["class_names"] == list(names)
+    assert main(["inspect", out, "--json", "--", f"{second}/1.png"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["y"], found["class"]) == (1, "dog")
+    assert (found["y"], found["class"]) == (1, second)

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -20,7 +21,7 @@ from shards.format import pictures
 from shards.format.classes import ordered, renumbered
 from shards.format.members import Decode
 from shards.format.pictures import Picture
-from shards.sources import folders, listing, tables
+from shards.sources import arrays, folders, listing, tables
 from shards.sources.splits import apart, split_of
 from tests.shards import inputs
 from tests.shards.inputs import keys, put
@@ -332,6 +333,32 @@ def test_columns_that_may_hold_labels_are_named_where_none_is_read(
     assert not tables.parquet([file], AS_IS, label="none").passed
     taken = tables.parquet([file], AS_IS, label=column)
     assert taken.classes == 2 and not taken.passed
+
+
+@pytest.mark.parametrize(
+    "names", [("arr_0", "arr_1"), ("x", "labels"), ("images", "y", "z"), ("b", "a")]
+)
+def test_arrays_that_may_hold_labels_are_named_where_none_is_read(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    first, *others = names
+    held = {first: np.zeros((3, 4, 4, 3), np.uint8)} | {name: np.arange(3) for name in others}
+    np.savez(tmp_path / "a.npz", **held)
+    found = arrays.numpy_file(str(tmp_path / "a.npz"))
+    assert found.labels is None and [p.name for p in found.passed] == others
+    for passed in found.passed:
+        assert passed.reason.endswith(f": --y {passed.name} takes it for labels")
+        taken = arrays.numpy_file(str(tmp_path / "a.npz"), y=passed.name)
+        assert taken.classes == 3 and len(taken.passed) == len(others) - 1
+
+
+def test_another_array_than_the_first_is_taken_as_printed(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", y=np.arange(3), images=np.zeros((3, 4, 4, 3), np.uint8))
+    with pytest.raises(
+        UserError, match=r"as y: samples need four axes.*--x takes another array, of images"
+    ):
+        arrays.numpy_file(str(tmp_path / "a.npz"))
+    assert len(arrays.numpy_file(str(tmp_path / "a.npz"), x="images", y="y").keys) == 3
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1xxxxPAR1", b"PK\3\4" * 9])

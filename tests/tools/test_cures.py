@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import re
 import shlex
 import subprocess
@@ -26,6 +28,8 @@ FRAMES: Frames = {}
 # key=value, or 'key=value' as a shell takes it; and the name that may have been meant
 _SETTING = re.compile(r"'(?P<quoted>[a-z_.]+=[^']*)'|(?P<bare>\b[a-z_.]+=[^\s,;:)(']+)")
 _MEANT = re.compile(r"did you mean '([^']+)'")
+# options whose value is a file or folder
+PLACE = re.compile(r"^(DIR|FILE|PATH|ROOT|FOLDER|RUN|SHARDS|SAMPLES|IMAGE|COPY)$")
 
 
 def accepted(words: list[str]) -> Config:
@@ -104,7 +108,9 @@ def commands(message: str) -> list[str]:
     return re.findall(r"`([^`]+)`", message)
 
 
-@pytest.mark.parametrize("folder", ["digits", "a b/digits", "it's/digits"])
+@pytest.mark.parametrize(
+    "folder", ["digits", "a b/digits", "it's/digits", "été/digits", "$HOME (1)/digits"]
+)
 def test_digits_that_are_missing_are_made_as_printed(
     folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,19 +121,19 @@ def test_digits_that_are_missing_are_made_as_printed(
     assert manifests.load(root).count == 1797
 
 
-@pytest.mark.parametrize("left", ["nothing", "folder", "skipped.jsonl"])
+@pytest.mark.parametrize("left", ["nothing", "folder", "skipped.jsonl", "0.tar", "picture.png"])
 def test_folder_of_ones_own_is_never_to_be_filled_with_digits(
     left: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "mine"
     if left != "nothing":
         root.mkdir()
-    if left.endswith("jsonl"):
+    if "." in left:
         (root / left).write_text("")
     assert "digits" not in refusal(capsys, lambda: main(["stats", str(root)]))
 
 
-@pytest.mark.parametrize("name", ["a.tar", "b c.tar.gz", "it's.tgz", "d"])
+@pytest.mark.parametrize("name", ["a.tar", "b c.tar.gz", "it's.tgz", "d", "e$(f).tar.gz"])
 def test_compressed_tar_is_unpacked_as_printed(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,15 +166,19 @@ def test_key_whose_end_was_typed_is_found_as_printed(
     assert main(["inspect", str(tmp_path / "x"), meant[1]]) == 0
 
 
+@pytest.mark.parametrize("name", ["b/x", "b", "b/x/y", "b x/été", "b..c/x"])
 def test_folder_called_s3_is_written_as_printed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    message = refusal(capsys, lambda: main(["make", "digits", "--out", "s3:b/x"]))
-    other = re.search(r"\(or (\S+) for", message)
-    assert "s3://b/x" in message and other
+    message = refusal(capsys, lambda: main(["stats", f"s3:{name}"]))
+    other = re.search(r"\(or (.+) for", message)
+    assert f"s3://{name}" in message and other
+    message = refusal(capsys, lambda: main(["make", "digits", "--out", f"s3:{name}"]))
+    other = re.search(r"\(or (.+) for", message)
+    assert f"s3://{name}" in message and other
     assert main(["make", "digits", "--out", other[1]]) == 0
-    assert manifests.load(tmp_path / "s3:b" / "x").count == 1797
+    assert manifests.load(tmp_path / f"s3:{name}").count == 1797
 
 
 def test_home_is_meant_by_a_tilde_that_no_shell_expands(
@@ -179,6 +189,61 @@ def test_home_is_meant_by_a_tilde_that_no_shell_expands(
     assert main(["make", "digits", "--out=~/x"]) == 0
     assert main(["stats", "~/x", "--json"]) == 0
     assert [each.name for each in tmp_path.iterdir()] == ["home"]
+
+
+class Built(BaseException):
+    """A command has made the parser of its words, and parses them."""
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("tools.shards.__main__", "make digits"),
+        ("tools.shards.__main__", "inspect"),
+        ("tools.shards.__main__", "repair"),
+        ("tools.annotate.__main__", "adopt"),
+        ("tools.study.__main__", "headline"),
+        ("tools.sample", ""),
+        ("tools.probe", ""),
+        ("tools.confidence", ""),
+        ("tools.spacing", ""),
+        ("tools.toy.__main__", ""),
+        ("tools.bench.gpu.command", ""),
+        ("launcher.runs", ""),
+        ("launcher.board.__main__", "export"),
+    ],
+)
+def test_options_that_name_a_place_take_the_home_of_a_tilde(
+    module: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No shell expands it in `--out=~/x.png`."""
+
+    def built(parser: argparse.ArgumentParser, *_: object) -> None:
+        parsers.append(parser)
+        raise Built
+
+    parsers: list[argparse.ArgumentParser] = []
+    for name in ("parse_args", "parse_known_args", "parse_intermixed_args"):
+        monkeypatch.setattr(argparse.ArgumentParser, name, built)
+    with pytest.raises(Built):
+        importlib.import_module(module).main(words.split())
+    (parser,) = parsers
+    for verb in words.split():
+        (verbs,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+        parser = verbs.choices[verb]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    places = [
+        action
+        for action in parser._actions
+        # which reads its folder by itself
+        if action.option_strings
+        and action.dest != "config_dir"
+        and (PLACE.search(str(action.metavar)) or action.dest in ("out", "runs"))
+    ]
+    assert places
+    for action in places:
+        taken = action.type("~/x.png") if callable(action.type) else "~/x.png"
+        assert str(taken) == f"{tmp_path}/x.png", action.option_strings
 
 
 @pytest.mark.parametrize(
@@ -195,7 +260,7 @@ def test_numbers_that_no_command_can_use_are_refused_in_a_line(
     assert "give a" in message and flag.partition("=")[0] in message
 
 
-@pytest.mark.parametrize("labels", [[-1, 0], [-1, -1], [3, -7]])
+@pytest.mark.parametrize("labels", [[-1, 0], [-1, -1], [3, -7], [0, -128], [-(2**31), 5]])
 def test_labels_below_zero_are_named(
     labels: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

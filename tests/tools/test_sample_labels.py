@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from selfguide.spec.config import LabelGuidance
 from shards.errors import UserError
 from tests.selfguide.test_training import attempt, config
 from tools import sample
+from tools.atlas.__main__ import main as atlas
 from tools.ranks import run_ranks
 from tools.shards.__main__ import main
 
@@ -120,3 +123,14 @@ def test_a_class_that_is_none_is_refused_with_the_nearest(
 def test_what_is_no_class_is_refused(run: str, tmp_path: Path, typed: str) -> None:
     with pytest.raises(UserError, match="label"):
         sample.main([run, "--count", "2", "--out", str(tmp_path / "a"), f"--label={typed}"])
+
+
+@pytest.mark.parametrize("more", ["", "--groups 10", "--seed 3", "--shards", "--g 2"])
+def test_an_atlas_of_classes_calls_them_by_their_names(run: str, tmp_path: Path, more: str) -> None:
+    page = tmp_path / "a.html"
+    words = more.replace("--shards", f"--shards {Path(run).parents[1] / 'shards'}").split()
+    assert atlas([run, "--out", str(page), "--count", "1", *words]) == 0
+    text = re.sub(r"<style>.*?</style>|<[^>]*>", " ", page.read_text(encoding="utf-8"), flags=re.S)
+    said = " ".join(html.unescape(text).split())
+    for name, label in LABELS.items():
+        assert f"{label} {name}" in said or f"{label}: {name}" in said, (name, said[:2000])

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfguide.sampling.grid import sheet, write_png
+from shards import storage
 from shards.errors import UserError
 from shards.format.header import Header
 from shards.format.manifest import Manifest
@@ -23,14 +24,17 @@ _WIDEST = 3.0  # standard deviations of a latent that black and white stand for
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--png", metavar="FILE", help="also write a picture")
+    parser.add_argument("--png", type=storage.place, metavar="FILE", help="also write a picture")
     parser.add_argument(
         "--decode",
         action="store_true",
         help="decode latents with the autoencoder that encoded them",
     )
     parser.add_argument(
-        "--weights", metavar="PATH", help="weights of the autoencoder; implies --decode"
+        "--weights",
+        type=storage.place,
+        metavar="PATH",
+        help="weights of the autoencoder; implies --decode",
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from shards import transfer
+from shards import storage, transfer
 from tools import flags
 from tools.shards import report
 
@@ -24,6 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
         dest="good",
+        type=storage.place,
         required=True,
         metavar="COPY",
         help="folder or s3:// prefix of an intact copy",

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from shards import storage
 from shards.errors import UserError
 
 # in the order of their worth, should time run out
@@ -35,9 +36,11 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=Path("gpu-bench.json"), metavar="FILE")
     parser.add_argument(
-        "--wheels", type=Path, metavar="DIR", help="wheels of what is not installed"
+        "--out", type=storage.expanded, default=Path("gpu-bench.json"), metavar="FILE"
+    )
+    parser.add_argument(
+        "--wheels", type=storage.expanded, metavar="DIR", help="wheels of what is not installed"
     )
     parser.add_argument("--only", default=",".join(PARTS), metavar="PARTS", help=",".join(PARTS))
     parser.add_argument("--minutes", type=float, default=9.0, help="no part begins later (9)")
