@@ -58,10 +58,11 @@ _PICTURES = {
 _DRAWN = """\
 Three tables were drawn so at the default of 12,800 images, which are 100 steps of 128: with the code of commit e764a8d,
 on 29 November 2026, on a two-core machine (AMD EPYC) that other work shared, where a row took 9 to 16 s of processor
-time. The first row of SGDM was trained by the command itself; the others, to save their starts, one after the other in
-one process by the functions that its jobs call. A hundred steps show that each row's path, groups, sampler and guidance
-work from data to a score, and no more: with one seed a row, the order of the blue bars says nothing of the published
-one. `--images 128_000` trains ten times as long.
+time. To save their starts, the rows were trained one after the other in one process by the functions that the command's
+jobs call. SGDM's table was then made again by the command itself, whole, with the code of commit 28a219b9 on another
+machine of that kind: its picture is the same, with every number that is printed in it. A hundred steps show that each
+row's path, groups, sampler and guidance work from data to a score, and no more: with one seed a row, the order of the
+blue bars says nothing of the published one. `--images 128_000` trains ten times as long.
 """
 _TABLE = "| row | command | published | GPU-hours | what differs, or lacks |\n|---|---|---|---|---|"
 
