@@ -217,7 +217,7 @@ BAD = [
     (
         "evaluation.expected=[{metric:fd_digits,value:4,source:''}]",
         "evaluation.expected[0].source=''",
-        "name the paper",
+        "give source=NAME, the paper",
     ),
     (
         "evaluation.expected=[{metric:fd_digitz,value:4,source:here}]",
