@@ -26,18 +26,23 @@ KNOWN = json.loads((FIXTURES / "hashes.json").read_text())
 
 
 def same_as_before(name: str, run: Path) -> None:
-    """Bit for bit on the kind of machine that made the fixtures; elsewhere sums of magnitudes to 1e-4."""
+    """Bit for bit on the kind of machine that made the fixtures; elsewhere sums of magnitudes.
+
+    To 1e-4, or to 5e-2 where groups are found online: an image that lies between two prototypes takes another one
+    there, and Adam makes a whole step of what that moves (AVX2 beside AVX512: 1.7e-2 at most, other runs 5e-6).
+    """
     was, now = KNOWN["runs"][name], tensors_of(run)
     assert was.keys() == now.keys()
     if where() == KNOWN["where"]:
         assert {n: t["sha256"] for n, t in was.items()} == {n: t["sha256"] for n, t in now.items()}
     else:
         warnings.warn(
-            f"{name}: compared to 1e-4, not bit for bit: made on {KNOWN['where']}, this is {where()}",
+            f"{name}: compared by sums, not bit for bit: made on {KNOWN['where']}, this is {where()}",
             stacklevel=2,
         )
+    rel = 5e-2 if "online" in name else 1e-4
     for tensor, values in was.items():
-        assert now[tensor]["sum"] == pytest.approx(values["sum"], rel=1e-4, abs=1e-6), tensor
+        assert now[tensor]["sum"] == pytest.approx(values["sum"], rel=rel, abs=1e-6), tensor
 
 
 # torch_online is resumed below, and zero1_online is the same method from its first step

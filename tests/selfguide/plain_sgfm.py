@@ -154,7 +154,10 @@ class Trainer:
         scores = forward(self.ema, noised(x0, eps, t), t, nothing, training=False, **self.net)[1]
         return scores.argmax(1)
 
-    def step(self, x0: Tensor, eps: Tensor, t: Tensor, dropped: Tensor) -> None:
+    def step(
+        self, x0: Tensor, eps: Tensor, t: Tensor, dropped: Tensor, ids: Tensor | None = None
+    ) -> None:
+        """`ids` are those that `name_ids` gives, or others where two are as near."""
         rows = self.w["prototypes.weight"]
         self.w["prototypes.weight"] = rows / rows.square().sum(1, keepdim=True).sqrt()
         leaves = {name: tensor.clone().requires_grad_() for name, tensor in self._trained()}
@@ -162,7 +165,7 @@ class Trainer:
         if self.number < self.start:
             y = w["unconditional_embed"].expand(len(x0), -1)
         else:
-            self.ids = self.name_ids(x0, eps)
+            self.ids = self.name_ids(x0, eps) if ids is None else ids
             y = torch.where(
                 dropped[:, None], w["null_cfg_embed"], self.ema["prototypes.weight"][self.ids]
             )

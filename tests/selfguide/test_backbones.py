@@ -62,8 +62,13 @@ def finite_step(model: Backbone, condition: Condition, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("name", sorted(TABLE))
 def test_forward_and_backward_at_real_width(name: str, dtype: torch.dtype) -> None:
     """At the published input; the conditions' own test below uses a smaller one."""
+    is_unet = not hasattr(TABLE[name], "patch")
+    if is_unet and dtype == torch.bfloat16 and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        pytest.skip(
+            "oneDNN convolves in bf16 with AVX512 only, and PyTorch's own loop takes minutes"
+        )
     torch.manual_seed(0)
-    changes = {"depth": 2} if hasattr(TABLE[name], "patch") else {"blocks": 1}
+    changes = {"blocks": 1} if is_unet else {"depth": 2}
     model = build(name, **changes).to(dtype)
     finite_step(model, Condition.unconditional(1), dtype)
 

@@ -401,7 +401,8 @@ def test_score_against_windows_is_that_of_images_that_were_cut_before(
         snapshot, tmp_path / "a", shards=str(large), manifest=manifests.load(large).hash, crop=8
     )
     other = scored(snapshot, tmp_path / "b", shards=str(cut), manifest=manifests.load(cut).hash)
-    assert one.scores["fd_timm"] == pytest.approx(other.scores["fd_timm"], rel=1e-9)
+    # features are fp32, and a batch's sums depend on how it lies in memory
+    assert one.scores["fd_timm"] == pytest.approx(other.scores["fd_timm"], rel=1e-6)
 
 
 def refusal(*overrides: str) -> str:
