@@ -268,8 +268,8 @@ def _check_evaluation(config: Config) -> None:
         check_known(f"{at}.metric", each.metric, METRICS)
         if not each.source.strip():
             raise UserError(
-                f"{at}.source={each.source!r} of {each.metric}={each.value:g}: give source=NAME, the paper or page that "
-                "published it"
+                f"{at}.source={each.source!r} of {each.metric}={each.value:g}: give source=NAME, the paper or page "
+                "that published it"
             )
     if evaluation.prior != "empirical" and not config.guidance.one_group:
         raise UserError(
