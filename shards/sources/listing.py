@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shards import storage
 from shards.errors import BadInputError, UserError
-from shards.sources.source import encode_keys
+from shards.sources.source import Source, encode_keys
 from shards.sources.splits import meant, split_of
 
 # errors that say nothing of the input
@@ -122,6 +122,30 @@ class Listing:
             refusals=tuple(refusals),
             inside=inside,
         )
+
+    @staticmethod
+    def of_source(source: Source) -> Listing:
+        """What a source holds, as inputs; each class is called by its number."""
+        return Listing(
+            name=source.name,
+            keys=np.asarray(source.keys[:]),
+            labels=None if source.labels is None else np.asarray(source.labels[:]),
+            class_names=tuple(map(str, range(source.classes))),
+            classes=source.classes,
+            store=Samples(source),
+            places=np.arange(len(source.keys)),
+            decode=Raw(shape=source.shape, dtype=source.dtype.str),
+        )
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of a source as bytes, which `Raw` reads."""
+
+    source: Source
+
+    def read(self, row: int) -> bytes:
+        return self.source.images(np.array([row]))[0].tobytes()
 
 
 @dataclass(frozen=True, kw_only=True)

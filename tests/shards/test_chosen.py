@@ -268,3 +268,59 @@ def test_a_batch_that_is_damaged_or_asks_for_code_is_refused(tmp_path: Path) -> 
         path.write_bytes(content)
         with pytest.raises(UserError, match="no batch of Downsampled"):
             arrays.downsampled(str(path))
+
+
+def made(out: Path, *words: str) -> dict[str, tuple[np.ndarray, int]]:
+    """Key -> sample and label of what `make` wrote."""
+    assert main(["make", *words, "--out", str(out)]) == 0
+    held = read_all(str(out))
+    labels = held["y"].tolist()
+    return dict(zip(held["key"].tolist(), zip(held["x"], labels, strict=True), strict=True))
+
+
+def test_digits_of_classes_that_a_list_names_are_those_of_all_digits(tmp_path: Path) -> None:
+    whole = made(tmp_path / "whole", "digits")
+    part = made(tmp_path / "part", "digits", "--only", listed(tmp_path, "7", "3"))
+    manifest = manifests.load(str(tmp_path / "part"))
+    assert manifest.class_names == ("7", "3") and manifest.classes == 2
+    assert set(part) == {key for key, (_, label) in whole.items() if label in (7, 3)}
+    for key, (x, label) in part.items():
+        assert np.array_equal(x, whole[key][0])
+        assert (7, 3)[label] == whole[key][1]
+    assert "list.txt" in json.dumps(manifest.source)
+
+
+def test_synthetic_latents_by_class_are_those_of_all_latents(tmp_path: Path) -> None:
+    words = ("synthetic", "--count", "40", "--shape", "2", "4", "4", "--classes", "10")
+    whole = made(tmp_path / "whole", *words)
+    part = made(tmp_path / "part", *words, "--per-class", "class//3")
+    counts = np.bincount([label for _, label in part.values()], minlength=10)
+    # there are four of each class
+    assert counts.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
+    for key, (x, label) in part.items():
+        assert label == whole[key][1]
+        assert np.array_equal(x, whole[key][0])
+
+
+def test_synthetic_latents_without_duplicates_lose_none(tmp_path: Path) -> None:
+    words = ("synthetic", "--count", "20", "--shape", "1", "2", "2", "--classes", "2")
+    assert len(made(tmp_path / "out", *words, "--dedupe")) == 20
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (("digits", "--only", "{list}"), "'ten', which is no input of digits"),
+        (("digits", "--per-class", "0"), "--per-class 0"),
+        (("synthetic", "--classes", "0", "--per-class", "3"), "no labels"),
+        (("digits", "--max-skipped", "some"), "max_skipped='some'"),
+    ],
+)
+def test_a_choice_that_made_data_cannot_meet_is_refused_before_anything_is_written(
+    tmp_path: Path, words: tuple[str, ...], names: str
+) -> None:
+    given = [word.format(list=listed(tmp_path, "ten")) for word in words]
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=names):
+        main(["make", *given, "--out", str(out)])
+    assert not out.exists()

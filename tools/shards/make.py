@@ -48,6 +48,8 @@ from shards.sources.emoji import Label, OnWhite
 from shards.sources.lightningdit import lightningdit
 from shards.sources.listing import Listing, Raw, file
 from shards.sources.made import LATENT_SCALE, SyntheticSource, digits_source
+from shards.sources.source import Source
+from shards.write.scan import Threshold
 from tools import flags
 from tools.shards import debian, report
 from tools.shards.writing import write_listing, write_source
@@ -77,7 +79,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         kinds,
         "digits",
         "scikit-learn's 1,797 scans of handwritten digits, 1 x 8 x 8",
-        lambda o: write_source(o, *digits_source()),
+        lambda o: _write_made(o, *digits_source()),
     )
     parser = _kind(
         kinds,
@@ -266,36 +268,36 @@ def _kind(
         ("--workers", int, 1, "worker processes (default 1)"),
     )
     report.add_out(parser)
-    if name not in ("digits", "synthetic"):
-        flags.add(
-            parser,
-            ("--dedupe", bool, False, "leave out inputs with the same bytes as an earlier one"),
-            (
-                "--max-skipped N|P%",
-                str,
-                "0",
-                "number or share of bad inputs that may be left out (default 0)",
-            ),
-            (
-                "--only FILE",
-                str,
-                None,
-                "keep the classes or keys that a text file names, one a line; classes get the numbers of their lines",
-            ),
-            (
-                "--per-class RULE",
-                str,
-                None,
-                "keep the first N of each class, or by class//N the first floor(c / N) of class c",
-            ),
-        )
-    flags.add(parser, *own)
+    flags.add(
+        parser,
+        ("--dedupe", bool, False, "leave out inputs with the same bytes as an earlier one"),
+        (
+            "--max-skipped N|P%",
+            str,
+            "0",
+            "number or share of bad inputs that may be left out (default 0)",
+        ),
+        (
+            "--only FILE",
+            str,
+            None,
+            "keep the classes or keys that a text file names, one a line; classes get the numbers of their lines",
+        ),
+        (
+            "--per-class RULE",
+            str,
+            None,
+            "keep the first N of each class, or by class//N the first floor(c / N) of class c",
+        ),
+        *own,
+    )
     parser.set_defaults(make=make, kept="blocks")
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
     report.shard_bytes(options)
+    Threshold.of(options.max_skipped)
     options.started = time.monotonic()
     return options.make(options)
 
@@ -385,4 +387,11 @@ def _synthetic(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     header = Header(kind="latent", scale=LATENT_SCALE, encoder="synthetic")
+    return _write_made(options, source, header)
+
+
+def _write_made(options: argparse.Namespace, source: Source, header: Header) -> int:
+    """Of a source without bad inputs: looked at first only where a part of it is wanted."""
+    if options.dedupe or options.only is not None or options.per_class is not None:
+        return write_listing(options, Listing.of_source(source), header)
     return write_source(options, source, header)
