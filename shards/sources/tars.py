@@ -6,6 +6,7 @@ end must be an end: two sectors of zeros behind the last member, and nothing but
 
 from __future__ import annotations
 
+import json
 import posixpath
 import tarfile
 from collections import Counter
@@ -26,6 +27,8 @@ from shards.sources.compressed import refuse_compressed
 from shards.sources.listing import NO_LABEL, Listing, Passed, beside, expand
 
 _JPEG = dict.fromkeys(("jpeg", "jpe", "jfif"), "jpg")
+# fields of a .json that others keep labels in
+_LABELS = ("label", "labels", "class", "class_id", "class_name", "cls", "category", "target", "y")
 _REST = 1 << 20  # bytes behind the last member that are looked at together
 
 
@@ -88,6 +91,7 @@ def tars(
     places: list[tuple[int, int, int]] = []
     label_places: list[tuple[int, int] | None] = []
     chosen = Chosen()
+    about: tuple[str, int, int] | None = None  # the first .json: tar, offset and size
     for number, path in enumerate(files):
         with Path(path).open("rb") as file:
             looked = look(file, path)
@@ -96,12 +100,16 @@ def tars(
             keys.append(decode.key_of(sample.key, {}, Path(path).stem))
             places.append((number, *_image(sample, decode)))
             label_places.append(sample.members.get(extension))
+            if about is None and (member := sample.members.get("json")):
+                about = path, *member
         passed += [Passed(f"{Path(path).name}: {p.name}", p.reason) for p in looked.passed]
     chosen.check(decode)
     if label is None and chosen.labelled:
         if chosen.labelled < chosen.samples:
             raise UserError(chosen.some_labelled())
         decode = replace(decode, label="cls")
+    elif label is None and about is not None:
+        passed += _fields_like_labels(*about)
     if len(set(keys)) < len(keys):
         raise UserError(
             f"{len(keys) - len(set(keys)):,} keys of {files[0]} and the other tars occur twice: {own_keys(files)}"
@@ -120,6 +128,22 @@ def tars(
         flaws=flaws,
         passed=passed,
     )
+
+
+def _fields_like_labels(path: str, offset: int, size: int) -> list[Passed]:
+    """The fields of a sample's .json that are called as labels are, where no label was asked for or found."""
+    with Path(path).open("rb") as file:
+        file.seek(offset)
+        try:
+            found = json.loads(file.read(size))
+        except ValueError:  # it is asked for nothing
+            return []
+    fields = [n for n in found if n.lower() in _LABELS] if isinstance(found, dict) else []
+    return [
+        Passed(f"json:{name}", f"a field that is not read: --label json:{name} takes it for labels")
+        for name in fields
+        if isinstance(found[name], int | str)
+    ]
 
 
 def own_keys(tars: Sequence[str]) -> str:

@@ -656,6 +656,29 @@ def test_numbers_and_text_as_labels_are_refused(tmp_path: Path) -> None:
         main(["index", str(tmp_path), "--label", "json:c"])
 
 
+@pytest.mark.parametrize("field", ["label", "Class", "class_id", "category"])
+def test_a_json_field_that_may_hold_labels_is_named_where_none_is_read(
+    tmp_path: Path, field: str
+) -> None:
+    told = {"caption": "a cat", "width": 4, field: 1}
+    tar(tmp_path / "0.tar", ("0.png", PNG[0]), ("0.json", json.dumps(told).encode()))
+    found = tars.tars([str(tmp_path)], AS_IS)
+    assert found.labels is None
+    (passed,) = found.passed
+    assert passed.name == f"json:{field}" and f"--label json:{field} " in passed.reason
+    assert not tars.tars([str(tmp_path)], AS_IS, label="none").passed
+    taken = tars.tars([str(tmp_path)], AS_IS, label=f"json:{field}")
+    assert taken.classes == 2 and not taken.passed
+
+
+@pytest.mark.parametrize("text", [b"", b"[1]", b"no json", b"3", b'{"label": [1]}', b"\xff"])
+def test_a_json_member_that_can_hold_no_label_is_passed_in_silence(
+    tmp_path: Path, text: bytes
+) -> None:
+    tar(tmp_path / "0.tar", ("0.png", PNG[0]), ("0.json", text))
+    assert not tars.tars([str(tmp_path)], AS_IS).passed
+
+
 # ---------------------------------------------------------------- parquet
 
 
