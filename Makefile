@@ -6,8 +6,8 @@ FAISS ?= cpu
 # what keeps to itself runs two files at a time; a cluster, a browser and whole runs have the machine to themselves
 PARALLEL := tests/guard tests/launcher tests/selfguide tests/spec tests/shards tests/s3 tests/board tests/tools tests/resume_kit $(wildcard tests/test_*.py)
 SERIAL := tests/cluster tests/browser tests/end_to_end
-# what the tests take, and the minutes that they may take on two idle cores: 26 is the aim, and the rest is margin for
-# neighbours, which are looked at only before and after each session
+# what the tests take, and the minutes that they may take on two usual cores: 26 is the aim, and the rest is margin for
+# neighbours and slow cores, which are looked at only before and after each session
 NOTES := .pytest_cache/notes
 NOTED := python -m pytest -p tests.slowest --notes $(NOTES)
 BUDGET ?= 41

@@ -3,9 +3,9 @@
     python -m pytest -p tests.slowest --notes .pytest_cache/notes/a.json tests/shards
     python -m tests.slowest .pytest_cache/notes          the slowest tests and the total; exit 1 above the budget
 
-`make test` does both; `make lint` and installing are not counted. The budget is one of an idle machine: where
-neighbours take the cores it grows by what they take, which a fixed piece of work measures before and after, up to
-twice the minutes.
+`make test` does both; `make lint` and installing are not counted. The budget is one of an idle machine with two usual
+cores: where they are slower, or neighbours take them, it grows by as much, up to twice the minutes. A fixed piece of
+work measures that before and after.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from shards import cli
 
 BUDGET = 20.0  # minutes on two idle cores
 SHOWN = 20
-MOST = 2.0  # times the budget, whatever the neighbours do
+MOST = 2.0  # times the budget, whatever the machine
 CORES = 2
-WORK = 0.3  # seconds of a core
-_SPIN = f"""
+USUAL = 0.2  # seconds that an idle core at about 3 GHz takes for the work
+_WORK = """
 import time
-begun = time.perf_counter()
-while time.process_time() < {WORK}:
-    pass
-print((time.perf_counter() - begun) / {WORK})
+begun, total = time.perf_counter(), 0
+for number in range(3_000_000):
+    total += number
+print(time.perf_counter() - begun)
 """
 
 
@@ -43,22 +43,22 @@ class Notes:
     """What one session of pytest took."""
 
     seconds: float
-    contention: float
+    slowness: float
     tests: dict[str, float]
 
 
-def contention() -> float:
-    """How much longer a core takes than alone: 1 on an idle machine, about 2 beside as many busy processes."""
-    command = [sys.executable, "-c", _SPIN]
-    spinning = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(CORES)]
-    return max(1.0, sum(float(each.communicate()[0]) for each in spinning) / CORES)
+def slowness() -> float:
+    """How much longer all cores take than usual ones that are idle: at least 1, and beside busy processes about 2."""
+    command = [sys.executable, "-c", _WORK]
+    working = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(CORES)]
+    return max(1.0, sum(float(each.communicate()[0]) for each in working) / CORES / USUAL)
 
 
 class Recorder:
     """Adds up set-up, call and tear-down of each test, of all workers, and writes them when the session ends."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.before, self.begun = path, contention(), time.monotonic()
+        self.path, self.before, self.begun = path, slowness(), time.monotonic()
         self.tests: dict[str, float] = defaultdict(float)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -66,7 +66,7 @@ class Recorder:
 
     def pytest_sessionfinish(self) -> None:
         seconds = time.monotonic() - self.begun
-        notes = Notes(seconds, (self.before + contention()) / 2, dict(self.tests))
+        notes = Notes(seconds, (self.before + slowness()) / 2, dict(self.tests))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(asdict(notes)))
 
@@ -87,17 +87,17 @@ def read(folder: Path) -> list[Notes]:
 
 
 def judge(sessions: list[Notes], minutes: float) -> dict[str, Any]:
-    """The slowest tests, the total and what it may be, in seconds; `contention` is the sessions' mean over time."""
+    """The slowest tests, the total and what it may be, in seconds; `slowness` is the sessions' mean over time."""
     total = sum(each.seconds for each in sessions)
     tests = {name: seconds for each in sessions for name, seconds in each.tests.items()}
-    weighed = sum(each.seconds * each.contention for each in sessions)
-    shared = weighed / total if total else 1.0
-    limit = 60 * minutes * min(MOST, shared)
+    weighed = sum(each.seconds * each.slowness for each in sessions)
+    slower = weighed / total if total else 1.0
+    limit = 60 * minutes * min(MOST, slower)
     slowest = sorted(tests.items(), key=lambda item: -item[1])[:SHOWN]
     return {
         "total": total,
         "limit": limit,
-        "contention": shared,
+        "slowness": slower,
         "tests": len(tests),
         "within": total <= limit,
         "slowest": dict(slowest),
@@ -128,7 +128,7 @@ def _table(found: dict[str, Any]) -> str:
     verdict = "within" if found["within"] else "ABOVE"
     last = (
         f"{found['tests']} tests in {taken:.1f} minutes, {verdict} the budget of {limit:.1f} "
-        f"(cores shared {found['contention']:.2f} times)"
+        f"(cores {found['slowness']:.2f} times as slow as usual)"
     )
     return "\n".join([f"slowest {len(rows)} tests", *rows, last])
 

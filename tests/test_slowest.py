@@ -20,8 +20,8 @@ def notes(folder: Path, **sessions: Notes) -> Path:
 
 
 def test_the_slowest_are_those_of_all_sessions_and_the_total_is_their_time() -> None:
-    first = Notes(seconds=100.0, contention=1.0, tests={f"a{i}": float(i) for i in range(30)})
-    second = Notes(seconds=300.0, contention=1.0, tests={"b": 25.5})
+    first = Notes(seconds=100.0, slowness=1.0, tests={f"a{i}": float(i) for i in range(30)})
+    second = Notes(seconds=300.0, slowness=1.0, tests={"b": 25.5})
     found = slowest.judge([first, second], minutes=7.0)
     assert list(found["slowest"])[:6] == ["a29", "a28", "a27", "a26", "b", "a25"]
     assert (len(found["slowest"]), found["tests"]) == (20, 31)
@@ -29,20 +29,20 @@ def test_the_slowest_are_those_of_all_sessions_and_the_total_is_their_time() -> 
 
 
 @pytest.mark.parametrize(
-    ("contention", "limit"), [(1.0, 1200.0), (1.5, 1800.0), (2.0, 2400.0), (9.0, 2400.0)]
+    ("slowness", "limit"), [(1.0, 1200.0), (1.5, 1800.0), (2.0, 2400.0), (9.0, 2400.0)]
 )
-def test_the_budget_grows_by_what_neighbours_take_and_at_most_twofold(
-    contention: float, limit: float
+def test_the_budget_grows_as_cores_are_slower_and_at_most_twofold(
+    slowness: float, limit: float
 ) -> None:
-    found = slowest.judge([Notes(seconds=1300.0, contention=contention, tests={})], minutes=20.0)
-    assert (found["limit"], found["within"]) == (limit, contention > 1)
+    found = slowest.judge([Notes(seconds=1300.0, slowness=slowness, tests={})], minutes=20.0)
+    assert (found["limit"], found["within"]) == (limit, slowness > 1)
 
 
 def test_above_the_budget_the_command_exits_1_and_without_notes_2(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as raised:
         slowest.main([str(tmp_path)])
     assert raised.value.code == 2
-    folder = notes(tmp_path, a=Notes(seconds=90.0, contention=1.0, tests={"a": 80.0}))
+    folder = notes(tmp_path, a=Notes(seconds=90.0, slowness=1.0, tests={"a": 80.0}))
     assert slowest.main([str(folder), "--minutes", "1"]) == 1
     assert slowest.main([str(folder), "--minutes", "2"]) == 0
 
@@ -56,4 +56,4 @@ def test_a_session_notes_every_test_once(workers: tuple[str, ...], tmp_path: Pat
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=120)
     (found,) = slowest.read(noted.parent)
     assert sorted(found.tests) == ["test_it.py::test_one", "test_it.py::test_two"]
-    assert found.seconds >= sum(found.tests.values()) / 2 and found.contention >= 1
+    assert found.seconds >= sum(found.tests.values()) / 2 and found.slowness >= 1
