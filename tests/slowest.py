@@ -1,9 +1,10 @@
-"""Where the minutes of the tests go: a plugin of pytest that notes them, and a command that holds the budget.
+"""Where the minutes of the tests go: a plugin of pytest that notes them, and a command that shows them.
 
     python -m pytest -p tests.slowest --notes .pytest_cache/notes/a.json tests/shards
-    python -m tests.slowest .pytest_cache/notes          the slowest tests and the total; exit 1 above the budget
+    python -m tests.slowest .pytest_cache/notes          the slowest tests, and the total beside the budget
 
-`make test` does both; `make lint` and installing are not counted. The budget is one of an idle machine with two usual
+`make test` does both; `make lint` and installing are not counted. Above the budget the command fails with --hold only:
+on a machine that others use, tests that all pass may take any time. The budget is one of an idle machine with two usual
 cores: where they are slower, or neighbours take them, it grows by as much, up to twice the minutes. A fixed piece of
 work measures that before and after.
 """
@@ -105,13 +106,14 @@ def judge(sessions: list[Notes], minutes: float) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the slowest tests and the total; 1 where the budget is exceeded, 2 where nothing was noted."""
+    """Prints the slowest tests and the total; returns 1 above a budget that is held, exits 2 without notes."""
     parser = argparse.ArgumentParser(prog="python -m tests.slowest", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path, help="holds the files that --notes wrote")
     parser.add_argument(
         "--minutes", type=float, default=BUDGET, help="the budget on two idle cores (%(default)g)"
     )
+    parser.add_argument("--hold", action="store_true", help="exit 1 above the budget")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     sessions = read(options.folder)
@@ -119,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"{options.folder} holds no notes; `make test` writes them")
     found = judge(sessions, options.minutes)
     print(json.dumps(found, indent=1) if options.json else _table(found))
-    return 0 if found["within"] else 1
+    return 1 if options.hold and not found["within"] else 0
 
 
 def _table(found: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What the tests took is noted by a session of pytest, with and without workers, and held against the budget."""
+"""What the tests took is noted by a session of pytest, with and without workers, and shown beside the budget."""
 
 import json
 import subprocess
@@ -38,13 +38,18 @@ def test_the_budget_grows_as_cores_are_slower_and_at_most_twofold(
     assert (found["limit"], found["within"]) == (limit, slowness > 1)
 
 
-def test_above_the_budget_the_command_exits_1_and_without_notes_2(tmp_path: Path) -> None:
+def test_above_a_budget_that_is_held_the_command_fails_and_without_notes_always(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as raised:
         slowest.main([str(tmp_path)])
     assert raised.value.code == 2
     folder = notes(tmp_path, a=Notes(seconds=90.0, slowness=1.0, tests={"a": 80.0}))
-    assert slowest.main([str(folder), "--minutes", "1"]) == 1
-    assert slowest.main([str(folder), "--minutes", "2"]) == 0
+    assert slowest.main([str(folder), "--minutes", "1", "--hold"]) == 1
+    assert slowest.main([str(folder), "--minutes", "2", "--hold"]) == 0
+    capsys.readouterr()
+    assert slowest.main([str(folder), "--minutes", "1"]) == 0
+    assert "ABOVE the budget of 1.0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])

@@ -1,4 +1,4 @@
-"""A run in a world of random faults, over the pure decisions: no Slurm, no files, a hundred thousand lives in a minute.
+"""A run in a world of random faults, over the pure decisions: no Slurm, no files, a thousand lives a second.
 
 What is real here: `next_attempt`, `seen_by`, `submission`, `state` and the trainer's `prune`. The world around them
 is small: two ranks, six images, a scheduler that may be silent, lose nodes and leave their ranks alive, four who act
@@ -323,13 +323,11 @@ def lives(seeds: range) -> None:
     assert words == set(decide.ENDED)
 
 
-def test_hundred_thousand_lives_end_and_keep_every_law(no_files: None) -> None:
-    lives(range(100_000))
+def test_thirty_thousand_lives_end_and_keep_every_law(no_files: None) -> None:
+    lives(range(30_000))
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("start", range(100_000, 500_000, 200_000))
-def test_four_hundred_thousand_more_lives_end_and_keep_every_law(
-    no_files: None, start: int
-) -> None:
-    lives(range(start, start + 200_000))
+@pytest.mark.parametrize("start", range(0, 500_000, 100_000))
+def test_a_hundred_thousand_lives_end_and_keep_every_law(no_files: None, start: int) -> None:
+    lives(range(start, start + 100_000))
