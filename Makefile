@@ -6,11 +6,9 @@ FAISS ?= cpu
 # what keeps to itself runs two files at a time; a cluster, a browser and whole runs have the machine to themselves
 PARALLEL := tests/guard tests/launcher tests/selfguide tests/spec tests/shards tests/s3 tests/board tests/tools tests/resume_kit $(wildcard tests/test_*.py)
 SERIAL := tests/cluster tests/browser tests/end_to_end
-# what the tests take, and the minutes that they may take on two usual cores: 26 is the aim, and the rest is margin for
-# neighbours and slow cores, which are looked at only before and after each session
+# what the tests take
 NOTES := .pytest_cache/notes
 NOTED := python -m pytest -p tests.slowest --notes $(NOTES)
-BUDGET ?= 41
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help install install-dev demo demo-latents test test-slow test-faults test-s3-rgw test-fast lint compare compare-latents emoji-latents bench cluster-up cluster-down s3-up s3-down wheel-check clean
@@ -55,7 +53,7 @@ test: install-dev lint ## all but test-slow, with a real Slurm, a real S3 store 
 	@rm -rf $(NOTES)
 	@$(NOTED)/parallel.json -n 2 --dist loadfile -m "not slow and not faults" $(PARALLEL)
 	@$(NOTED)/serial.json -m "not faults or quick" $(SERIAL)
-	@python -m tests.slowest $(NOTES) --minutes $(BUDGET)
+	@python -m tests.slowest $(NOTES)
 
 test-faults: install-dev ## long tables of faults, each cell a run of its own
 	@python -m pytest -m faults $(PARALLEL) $(SERIAL) || test $$? -eq 5

@@ -25,7 +25,7 @@ import pytest
 
 from shards import cli
 
-BUDGET = 20.0  # minutes on two idle cores
+BUDGET = 41.0  # minutes on two usual cores: 26 is the aim, and the rest is margin for neighbours and slow cores
 SHOWN = 20
 MOST = 2.0  # times the budget, whatever the machine
 CORES = 2
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path, help="holds the files that --notes wrote")
     parser.add_argument(
-        "--minutes", type=float, default=BUDGET, help="the budget on two idle cores (%(default)g)"
+        "--minutes", type=float, default=BUDGET, help="the budget on two usual cores (%(default)g)"
     )
     parser.add_argument("--hold", action="store_true", help="exit 1 above the budget")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

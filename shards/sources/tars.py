@@ -136,7 +136,7 @@ def _fields_like_labels(path: str, offset: int, size: int) -> list[Passed]:
         file.seek(offset)
         try:
             found = json.loads(file.read(size))
-        except ValueError:  # it is asked for nothing
+        except (ValueError, RecursionError):  # nobody asked for what it says
             return []
     fields = [n for n in found if n.lower() in _LABELS] if isinstance(found, dict) else []
     return [

@@ -671,7 +671,11 @@ def test_a_json_field_that_may_hold_labels_is_named_where_none_is_read(
     assert taken.classes == 2 and not taken.passed
 
 
-@pytest.mark.parametrize("text", [b"", b"[1]", b"no json", b"3", b'{"label": [1]}', b"\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"[1]", b"no json", b"3", b'{"label": [1]}', b"\xff", b"[" * 100_000],
+    ids=["empty", "list", "text", "number", "labels", "bytes", "deep"],
+)
 def test_a_json_member_that_can_hold_no_label_is_passed_in_silence(
     tmp_path: Path, text: bytes
 ) -> None:
