@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
+from shards import signals
 from shards.errors import DamagedError, StoreError, UserError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def run(main: Callable[[], int | None]) -> None:
         # from here on it has work that ends in order; who ignores it goes on to, such as in the background of a script
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signals.raise_until_heard(signal.SIGINT, KeyboardInterrupt)
         _check_here()
         code = main() or 0
         sys.stdout.flush()

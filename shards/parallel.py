@@ -18,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from typing import Any, TypeVar
 
+from shards import signals
 from shards.errors import UserError
 
 R = TypeVar("R")
@@ -96,6 +97,7 @@ def _begin(work: Callable[[int], Any]) -> None:
     _work = work
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
+    signals.raise_until_heard(signal.SIGTERM, SystemExit)
     threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
@@ -109,6 +111,7 @@ def _do(task: int) -> Any:
 
 def _stop(*_: object) -> None:
     """Unwinds the task at work, so that its temporary files go; what cannot be unwound ends all the same."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(UNWIND)
     raise SystemExit(143)
 

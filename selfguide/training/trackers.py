@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import struct
 import time
 from collections.abc import Callable, Mapping
@@ -83,36 +84,48 @@ def flat(line: Mapping[str, Any], under: str = "") -> dict[str, float]:
 
 
 class _TensorBoard:
-    """Event files in `metrics/tensorboard/`; torch's own writer would import what nobody reads here."""
+    """Event files in `metrics/tensorboard/`, one of each attempt, written without TensorBoard's own thread.
+
+    TensorBoard reads them in the order of their names, which begin with a time in seconds. That of an attempt is after
+    all that are there, also where nodes' clocks differ.
+    """
 
     def __init__(self, run: RunFolder, config: Config, images: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._summary = Event, Summary
-        self._writer = EventFileWriter(str(run.metrics / "tensorboard"))
+        folder = run.metrics / "tensorboard"
+        folder.mkdir(parents=True, exist_ok=True)
+        before = [
+            int(each.name.split(".")[3]) for each in folder.glob("events.out.tfevents.[0-9]*")
+        ]
+        began = max([int(time.time()), *(each + 1 for each in before)])
+        name = f"events.out.tfevents.{began:010d}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter((folder / name).open("xb"))
+        self._write(Event(file_version="brain.Event:2"))
         # what an attempt before this one wrote beyond its last checkpoint is trained again: TensorBoard drops it
-        start = SessionLog(status=SessionLog.START)
-        self._writer.add_event(Event(wall_time=time.time(), step=images + 1, session_log=start))
+        self._write(Event(step=images + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, images: int, scalars: Mapping[str, float]) -> None:
         values = [self._summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
-        self._write(images, values)
+        self._write(self._event(step=images, summary=self._summary(value=values)))
 
     def picture(self, images: int, png: bytes) -> None:
         # where every PNG states its size
         width, height = struct.unpack(">II", png[16:24])
         image = self._summary.Image(width=width, height=height, encoded_image_string=png)
-        self._write(images, [self._summary.Value(tag="samples", image=image)])
+        values = [self._summary.Value(tag="samples", image=image)]
+        self._write(self._event(step=images, summary=self._summary(value=values)))
 
-    def _write(self, images: int, values: list[Any]) -> None:
-        event = self._event(wall_time=time.time(), step=images, summary=self._summary(value=values))
-        self._writer.add_event(event)
-        self._writer.flush()
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+        self._records.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        self._records.close()
 
 
 class _WandB:

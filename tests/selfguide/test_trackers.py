@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,24 +43,36 @@ def test_every_finite_number_of_a_line_has_a_path() -> None:
     assert found == {"loss": 0.5, "spectrum/all/loss/00": 0.5, "slowest/rank": 1.0}
 
 
-def test_tensorboard_reads_one_curve_of_two_attempts(tmp_path: Path, config: Config) -> None:
-    """The second attempt goes on from 128 images: what the first wrote beyond them is trained again."""
+@pytest.mark.parametrize("later", [-3600.0, 0.0, 1.0, 60.0])
+def test_tensorboard_reads_one_curve_of_attempts_whatever_the_clocks_say(
+    later: float, tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second attempt goes on from 128 images: what the first wrote beyond them is trained again.
+
+    Nodes' clocks differ, and two attempts may begin within the same second.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = RunFolder(tmp_path)
+    began = time.time()
+    monkeypatch.setattr(trackers.time, "time", lambda: began)
     first = Trackers(run, with_trackers(config, "tensorboard"), 0)
     for images in (64, 128, 192):
         first.add(line(images, images / 64))
     first.close()
+    monkeypatch.setattr(trackers.time, "time", lambda: began + later)
     second = Trackers(run, with_trackers(config, "tensorboard"), 128)
     for images in (192, 256):
         second.add(line(images, images / 640))
     second.close()
+    third = Trackers(run, with_trackers(config, "tensorboard"), 256)
+    third.add(line(320, 0.5))
+    third.close()
     read = EventAccumulator(str(tmp_path / "metrics" / "tensorboard"))
     read.Reload()
     points = [(each.step, each.value) for each in read.Scalars("loss")]
-    assert [step for step, _ in points] == [64, 128, 192, 256]
-    assert [value for _, value in points] == pytest.approx([1, 2, 0.3, 0.4])
+    assert [step for step, _ in points] == [64, 128, 192, 256, 320]
+    assert [value for _, value in points] == pytest.approx([1, 2, 0.3, 0.4, 0.5])
 
 
 def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(
