@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import BadInputError, UserError
-from shards.format import jpeg
+from shards.format import jpeg, png
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -107,11 +107,11 @@ class Picture:
 
     def __call__(self, data: bytes) -> NDArray[np.uint8]:
         """The sample alone, perhaps a view of (H, W, C). A JPEG whose orientation does not matter needs no Pillow."""
-        pixels = jpeg.decode(data) if self.background is None else None
+        pixels = _decoded(data) if self.background is None else None
         if pixels is None:
             return self.look(data).pixels
         if self.size is None and pixels.ndim == (3 if self.channels == 3 else 2):
-            return _channels_first(pixels)
+            return _channels_first(pixels[..., :3] if self.channels == 3 else pixels)
         from PIL import Image
 
         return self._pixels(self._opaque(Image.fromarray(pixels)))
@@ -121,15 +121,10 @@ class Picture:
         from PIL import Image, UnidentifiedImageError
 
         try:
-            with _opened(data) as image:
-                if image.mode.startswith(("I", "F")) and not (
-                    self.background and _deep_grey(image)
-                ):
-                    raise BadInputError(
-                        f"pixels of mode {image.mode} do not fit 8 bits: convert them"
-                    )
-                kind = image.format or ""
-                plain, traits = self._plain(image, data)
+            if (pixels := png.decode(data)) is not None:
+                kind, (plain, traits) = "PNG", self._upright(Image.fromarray(pixels))
+            else:
+                kind, plain, traits = self._by_pillow(data)
         except UnidentifiedImageError:
             raise BadInputError(NO_IMAGE) from None
         except Image.DecompressionBombError as error:
@@ -141,6 +136,13 @@ class Picture:
         if self.size is not None and min(plain.size) < self.size:
             traits.append("enlarged")
         return Look(self._pixels(plain), tuple(traits), kind)
+
+    def _by_pillow(self, data: bytes) -> tuple[str, Image, list[str]]:
+        """Pillow's name of the format, RGB or grey, and what was done to it."""
+        with _opened(data) as image:
+            if image.mode.startswith(("I", "F")) and not (self.background and _deep_grey(image)):
+                raise BadInputError(f"pixels of mode {image.mode} do not fit 8 bits: convert them")
+            return image.format or "", *self._plain(image, data)
 
     def _pixels(self, image: Image) -> NDArray[np.uint8]:
         """RGB or grey to (C, H, W), of the size that is wanted."""
@@ -171,7 +173,13 @@ class Picture:
             turned, plain = True, ImageOps.exif_transpose(plain)
         if turned:
             traits.append("rotated")
-        if plain.has_transparency_data:
+        opaque, transparent = self._upright(plain)
+        return opaque, traits + transparent
+
+    def _upright(self, plain: Image) -> tuple[Image, list[str]]:
+        """An image of 8 bits that stands as it should, as RGB or grey, and whether anything shone through it."""
+        traits = []
+        if self.background is not None and plain.has_transparency_data:
             from PIL import Image as images
 
             layered = plain.convert("RGBA")
@@ -204,6 +212,12 @@ class Picture:
         extension = {"JPEG": "jpg", "MPO": "jpg"}.get(look.format, look.format.lower())
         kept = self.size is None and f".{extension}" in SUFFIXES and not changed
         return extension if kept else ""
+
+
+def _decoded(data: bytes) -> NDArray[np.uint8] | None:
+    """Without Pillow, where that gives its pixels: grey (H, W), RGB (H, W, 3) or RGBA (H, W, 4)."""
+    pixels = jpeg.decode(data)
+    return png.decode(data) if pixels is None else pixels
 
 
 def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
