@@ -51,7 +51,8 @@ class Images:
                     f"{self._files[row]} is {picture.shape}, and the first image {self._shape}: samples have one size"
                 )
             found.append(picture)
-        return torch.from_numpy(np.stack(found))
+        # a decoder may give views, whose order in memory `stack` keeps, and on which a network's rounding depends
+        return torch.from_numpy(np.ascontiguousarray(np.stack(found)))
 
 
 def open_images(path: Path, least: int = LEAST_SAMPLES) -> Images:
