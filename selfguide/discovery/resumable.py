@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,13 @@ def array(file: Path, make: Callable[[], Array]) -> Array:
 
 def _keep(file: Path, make: Callable[[], Array]) -> None:
     if not file.exists():
-        data = io.BytesIO()
-        np.save(data, make())
-        storage.publish(file, data.getvalue(), replace=True)
+        storage.publish(file, _bytes(make()), replace=True)
+
+
+def _bytes(values: Array) -> bytes:
+    data = io.BytesIO()
+    np.save(data, values)
+    return data.getvalue()
 
 
 def record(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -92,8 +95,11 @@ class Rows:
                 return self._part(c, make, batch)
 
         for c in cli.track(missing, len(missing), doing) if rank == 0 else missing:
-            # and is not read here: by then the parts may have been joined and removed
-            _keep(self._file(c), partial(part, c))
+            if not (file := self._file(c)).exists():
+                made = _bytes(part(c))
+                # whoever has made this part as well may join all of them, and remove their folder, at any moment
+                with suppress(FileNotFoundError):
+                    storage.publish(file, made, replace=True)
 
     @property
     def complete(self) -> bool:

@@ -40,12 +40,12 @@ def spending(
         # ranks may be threads of one process: a file for each thread has one writer
         name = f"{_PREFIX}{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.json"
         file = folder / name
-        before = json.loads(file.read_text())["seconds"] if file.exists() else 0.0
-        spent = cost(before + time.monotonic() - started, ranks, device)
+        seconds = time.monotonic() - started
         # where the folder is gone, somebody else has published
         with suppress(FileNotFoundError):
+            before = json.loads(file.read_text())["seconds"] if file.exists() else 0.0
             draft = file.with_suffix(".tmp")
-            draft.write_text(json.dumps(spent))
+            draft.write_text(json.dumps(cost(before + seconds, ranks, device)))
             draft.replace(file)
 
 

@@ -190,9 +190,12 @@ def _unreadable(config: Config, sources: Sequence[Manifest]) -> str:
 def _server_ahead_s(attempt: Path) -> float:
     """The clock of the disk with the attempt's folder, less this node's."""
     path = attempt / f".clock-{os.getpid()}"
+    before = now()
     path.write_bytes(b"")
     try:
-        return path.stat().st_mtime - now()
+        written = path.stat().st_mtime
+        # at a moment between the two, however long a slow server takes
+        return written - min(max(written, before), now())
     finally:
         path.unlink()
 

@@ -22,7 +22,7 @@ from shards.write.writer import write
 def runs(tmp_path: Path) -> Iterator[Path]:
     """A runs folder; whatever works for it when the test ends is killed."""
     yield tmp_path / "runs"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120  # a process in an fsync ends when the disk has answered
     while left := processes(str(tmp_path)):
         for pid in left:
             try:

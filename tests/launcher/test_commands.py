@@ -133,7 +133,7 @@ def test_logs_follow_until_the_job_ends(
         file.write("a line that came later\n")
     assert stream.is_alive()
     cancel.cancel(napping)
-    stream.join(timeout=30)
+    stream.join(timeout=180)
     assert not stream.is_alive()
     assert capsys.readouterr().out.count("a line that came later") == 1
 
@@ -196,7 +196,7 @@ def test_logs_follow_into_the_next_attempt(
     with log.open("a") as file:
         file.write("of the second attempt\nand no end")
     goes_on.set()
-    stream.join(timeout=30)
+    stream.join(timeout=180)
     said = capsys.readouterr().out
     assert not stream.is_alive()
     assert said.count("of the second attempt") == said.count("and no end") == 1
@@ -214,7 +214,7 @@ def test_leaving_logs_by_ctrl_c_ends_with_130_and_leaves_the_run(napping: RunFol
     assert stream.stdout is not None
     assert any("a line to wait for" in line for line in stream.stdout)
     stream.send_signal(signal.SIGINT)
-    _, said = stream.communicate(timeout=30)
+    _, said = stream.communicate(timeout=180)
     assert stream.returncode == 130 and "Traceback" not in said
     assert decide.state(read(napping)).word == "running"
 
@@ -240,7 +240,7 @@ def test_status_tells_everything_about_one_run_and_follows_it(
     stream = threading.Thread(target=lambda: codes.append(status.main(words)))
     stream.start()
     cancel.cancel(napping)
-    stream.join(timeout=30)
+    stream.join(timeout=180)
     assert codes == [1] and "raise guidance.tau" in capsys.readouterr().out
 
 
@@ -284,7 +284,7 @@ def test_follow_tells_the_story_and_ends_with_the_run(
     )
     watcher = threading.Thread(target=watch.watch, args=(run.root,))
     watcher.start()
-    watcher.join(timeout=60)
+    watcher.join(timeout=180)
     out = io.StringIO()
     assert follow.follow(run, out) == 0
     for part in (

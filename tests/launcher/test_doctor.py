@@ -48,6 +48,13 @@ QOS = "normal|00:00:00|cluster||\nhigh|00:02:00|off|3|12:00:00\n"
 SHARES = "lab||normal\nother|2|high\n"
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How fast the disk of this machine is just now is none of the verdicts that are tested."""
+    monkeypatch.setattr(disks, "SLOW_FSYNC_S", 600.0)
+    monkeypatch.setattr(disks, "LATE_S", 600.0)
+
+
 def ask(key: str = "PreemptParameters = (null)", by: str = "partition_prio") -> slurm_site.Ask:
     said = {
         "config": CONFIG.format(key=key, by=by),
@@ -224,7 +231,7 @@ def test_file_system_without_links_and_room_is_told_by_line(
     assert "hard links" in found[0].text and found[0].cure
 
 
-def pair(folder: Path, timeout_s: float = 20.0) -> list[Finding]:
+def pair(folder: Path, timeout_s: float = 300.0) -> list[Finding]:
     """Both nodes as threads of this process."""
     answers: dict[int, list[Finding]] = {}
     threads = [

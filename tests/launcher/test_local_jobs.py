@@ -260,7 +260,7 @@ def test_a_job_outlives_its_submitter_and_the_submitters_terminal(at: Attempt) -
         "write_record(at.job, backends.of(ClusterConfig(kind='local')).submit(job))\n"
     )
     shell = subprocess.Popen([sys.executable, "-c", program, str(at.root)], start_new_session=True)
-    assert shell.wait(timeout=30) == 0
+    assert shell.wait(timeout=180) == 0
     record = read_record(at.job)
     until(lambda: len(local._members([record])) >= 3)
     with contextlib.suppress(ProcessLookupError):  # nobody is left in it, which is the point

@@ -123,7 +123,7 @@ def test_a_monitor_ends_with_its_ranks(tmp_path: Path) -> None:
     for each in ranks:
         each.kill()
         each.wait()
-    monitor.join(timeout=30)
+    monitor.join(timeout=180)
     assert not monitor.is_alive() and not (tmp_path / "hang.json").exists()
 
 

@@ -132,7 +132,7 @@ def test_two_shells_at_once_make_one_attempt(settings: list[str], runs: Path) ->
         )
         for _ in range(3)
     ]
-    told = [json.loads(shell.communicate(timeout=60)[0]) for shell in shells]
+    told = [json.loads(shell.communicate(timeout=180)[0]) for shell in shells]
     assert sorted(each["state"] for each in told) == ["running", "running", "submitted"]
     assert only_run(runs).attempt_numbers() == [1]
 

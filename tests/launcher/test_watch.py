@@ -115,7 +115,7 @@ def test_two_watchers_do_the_work_of_one(run: RunFolder, payload: Callable[..., 
     for each in both:
         each.start()
     for each in both:
-        each.join(timeout=60)
+        each.join(timeout=180)
     assert outcome(run) == [(640, "done", 1), (1280, "done", 1)]
     assert len(read(run).evaluations) == 2
 

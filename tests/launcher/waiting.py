@@ -10,7 +10,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[2]
 
 
-def until(condition: Callable[[], object], timeout: float = 30.0) -> None:
+def until(condition: Callable[[], object], timeout: float = 180.0) -> None:
     """Waits for a condition, and fails the test where it does not come."""
     deadline = time.monotonic() + timeout
     while not condition():

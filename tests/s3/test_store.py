@@ -8,8 +8,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -225,10 +226,12 @@ def _open(root: str) -> None:
     shards.open(root, global_batch=1, micro_batch=1, rank=0, world=1, seed=0)
 
 
-def _free_port() -> int:
+@contextmanager
+def _closed_port() -> Iterator[int]:
+    """Taken, so that no other process listens there, and nobody does."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        yield int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize(
@@ -247,11 +250,12 @@ def test_what_is_wrong_with_an_address_is_named(
         call("s3:///a")
 
     url = f"s3://{server.bucket}/a"
-    environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{_free_port()}")
-    storage.reconnect()
-    began = time.monotonic()
-    with pytest.raises(StoreError, match=r"gave up after \d tries .* EndpointConnectionError"):
-        call(url)
+    with _closed_port() as port:
+        environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        storage.reconnect()
+        began = time.monotonic()
+        with pytest.raises(StoreError, match=r"gave up after \d tries .* EndpointConnectionError"):
+            call(url)
     assert time.monotonic() - began < 60
 
     for name, value, told in (

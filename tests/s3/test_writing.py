@@ -10,6 +10,7 @@ from pathlib import Path
 
 from shards import storage
 from shards.verify import verify
+from tests.s3.proxy import Proxy
 from tests.shards import inputs
 
 
@@ -25,10 +26,12 @@ def _told(command: list[str]) -> dict:
 
 
 def test_workers_a_kill_and_a_second_rank_leave_what_a_local_writer_leaves(
-    root: str, tmp_path: Path
+    root: str, tmp_path: Path, proxy: Proxy
 ) -> None:
     images = inputs.image_folder(tmp_path / "in", inputs.pixels(2000, 16))
     assert _told(_command(images, str(tmp_path / "out")))["shards"] == 8
+    # it comes no further before it is killed
+    proxy.fail("unavailable", times=float("inf"), method="PUT", path="train-00004")
     making = subprocess.Popen(_command(images, root), stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
@@ -37,6 +40,7 @@ def test_workers_a_kill_and_a_second_rank_leave_what_a_local_writer_leaves(
     finally:
         making.kill()
         making.wait()
+    proxy.heal()
     assert not storage.exists(f"{root}/LATEST")
     told = _told(_command(images, root, "--workers", "2", "--rank", "1", "--world", "2"))
     assert told["written"] and 0 < told["shards_built"] <= 6

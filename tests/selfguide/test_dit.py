@@ -77,6 +77,7 @@ def test_flops_equal_torchs_counter(overrides: dict) -> None:
 
 
 def test_rotary_scores_depend_on_the_offset_only() -> None:
+    torch.manual_seed(0)
     edge, width = 5, 16
     turn = rotations(edge, width)
     q, k = torch.randn(2, 1, 1, 1, width).expand(2, 1, 1, edge * edge, width)

@@ -68,6 +68,19 @@ def test_check_of_a_node_that_is_well_is_quick_and_written_down(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize(
+    ("clocks", "ahead"), [((0, 0), 0), ((0, 500), 0), ((500, 500), -500), ((-500, -400), 400)]
+)
+def test_clock_of_a_disk_is_compared_with_all_the_time_that_it_took_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clocks: tuple[int, int], ahead: int
+) -> None:
+    """This node's clock before and after, in seconds from the disk's."""
+    read = iter(clocks)
+    began = time.time()
+    monkeypatch.setattr(probes, "now", lambda: began + next(read))
+    assert probes._server_ahead_s(tmp_path) == pytest.approx(ahead, abs=60)
+
+
 def test_check_of_a_node_that_is_not_well_refuses_it(
     tmp_path: Path,
     sources: tuple[Config, Sequence[Manifest]],

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from selfguide.discovery import resumable
 from selfguide.discovery.resumable import Rows, Work, gather
-from shards import sidecar
+from shards import sidecar, storage
 from shards.errors import UserError
 
 COUNT, HASH = 23, "0" * 64
@@ -120,6 +120,30 @@ def test_two_processes_at_the_same_work_both_get_what_one_publishes(tmp_path: Pa
         assert found == [published.sha256] * 2
         np.testing.assert_array_equal(published.rows(), squares(np.arange(COUNT)))
         assert [p.name for p in work.target.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("folder_is_back", [False, True])
+def test_parts_that_are_joined_and_removed_while_the_last_is_published_again_are_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder_is_back: bool
+) -> None:
+    """Another process has made the same last part, and is at its end first."""
+    work, publish = work_in(tmp_path), storage.publish
+
+    def late(file: Path, data: bytes, **options: Any) -> None:
+        publish(file, data, **options)
+        if rows_of(work).complete:
+            monkeypatch.setattr(storage, "publish", publish)
+            assert work.publish(rows_of(work), kind="dense") is not None
+            if folder_is_back:
+                publish(file, data, **options)
+            else:
+                raise FileNotFoundError(file)
+
+    monkeypatch.setattr(storage, "publish", late)
+    made = finish(work)
+    assert made is not None
+    np.testing.assert_array_equal(made.rows(), squares(np.arange(COUNT)))
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_rows_of_a_changed_setting_are_made_anew(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from selfguide.training import resume, retention, roll_back, store
 from selfguide.training.mirror import Mirror
 from shards import storage
 from shards.errors import FencedError
-from tests.selfguide.test_stop import WHO, ask, asked_after, ended, rarely_saved
+from tests.selfguide.test_stop import WHO, ask, asked_after, ended, never_late, rarely_saved
 from tests.selfguide.test_training import IMAGES, assert_same, attempt, weights
 from tests.shards.data import flip
 
@@ -261,6 +261,7 @@ def test_the_keys_of_retention_are_those_that_prune_takes() -> None:
 
 def stopped(rank_info: RankInfo, cfg: Config, root: str, folder: str) -> tuple[int | None, int]:
     """An attempt with a store of its own place, one rank of which is asked to stop behind 256 images."""
+    never_late()
     store.place_of = lambda place, run: place
     if rank_info.rank == WHO:
         asked_after(256, ask)

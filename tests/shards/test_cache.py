@@ -22,6 +22,7 @@ from shards.read import cache as caches
 from shards.read.blocks import Blocks
 from shards.read.cache import FOREIGN, Cache, Piece
 from shards.read.reader import Reader
+from shards.wait import wait_until
 from tests.shards.data import flip, write
 
 COUNT = 4000  # 16 blocks of 14 to 18 kB, two in a tar
@@ -138,6 +139,7 @@ def test_kill_9_leaves_whole_pieces_and_nothing_else(tmp_path: Path) -> None:
             [sys.executable, "-c", PUT, str(tmp_path)], stdout=subprocess.PIPE, text=True
         )
         assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
+        assert wait_until(lambda: _pieces(tmp_path), timeout_s=60)
         until = time.monotonic() + wait
         while time.monotonic() < until:  # nobody ever sees a part
             for path in [p for p in _pieces(tmp_path) if not p.name.endswith(".tmp")]:

@@ -83,7 +83,7 @@ def test_synthetic_latents_have_the_shape_asked_for_and_unit_variance_scaled(
 
 
 def test_a_make_that_is_killed_leaves_no_data_set_and_the_next_one_finishes(tmp_path: Path) -> None:
-    shape = ("--count", "8000", "--shape", "4", "8", "8", "--shard-mb", "0.2")  # 32 shards
+    shape = ("--count", "16000", "--shape", "4", "8", "8", "--shard-mb", "0.2")  # 63 shards
     out, other = tmp_path / "killed", tmp_path / "whole"
     making = subprocess.Popen(
         [sys.executable, "-m", "tools.shards", "make", "synthetic", "--out", str(out), *shape]

@@ -233,7 +233,7 @@ def test_a_full_disk_leaves_no_data_set(root: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(root), str(tmp_path / "copy")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 1 and "File too large" in done.stderr
     assert names(tmp_path / "copy" / "shards") == []

@@ -217,9 +217,9 @@ def test_a_billion_samples_cost_what_a_thousand_cost(mode: str) -> None:
         order = Order(count=count, seed=1, mode=mode)
         positions = np.arange(9 * count // 10, 9 * count // 10 + 8192)
         order.ordinals(positions)
-        started = time.perf_counter()
+        started = time.thread_time()
         assert order.ordinals(positions).max() < count
-        return time.perf_counter() - started
+        return time.thread_time() - started
 
     small, large = (min(seconds(count) for _ in range(5)) for count in (100_000, 10**9))
     assert large < 5 * small

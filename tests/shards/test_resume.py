@@ -33,7 +33,7 @@ from shards.write.scan import scan
 from tests.shards import inputs
 from tests.shards.data import LATENT, source
 
-COUNT, SHARD = 6144, ("--shape", "4", "8", "8", "--shard-mb", "0.1")  # a block is a shard
+COUNT, SHARD = 12288, ("--shape", "4", "8", "8", "--shard-mb", "0.1")  # a block is a shard
 
 
 def _make(out: Path, *more: str) -> list[str]:
