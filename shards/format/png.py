@@ -20,10 +20,10 @@ _PLAIN = (b"IEND", b"bKGD", b"cHRM", b"gAMA", b"pHYs", b"sBIT", b"sRGB", b"tIME"
 
 def decode(data: bytes) -> NDArray[np.uint8] | None:
     """Grey (H, W), RGB (H, W, 3) or RGBA (H, W, 4) levels; None where Pillow must open the file, or refuse it."""
-    import imagecodecs
-
     if not _is_plain(data):
         return None
+    import imagecodecs
+
     try:
         # not `png_decode`: each of its errors takes a reference to None too many, until Python aborts (2026.3.6)
         pixels: NDArray[np.uint8] = imagecodecs.spng_decode(data)
