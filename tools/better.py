@@ -3,7 +3,8 @@
 Both draw image i from the same noise, so that their difference is known far better than either score; the drawing ends
 as soon as an interval that holds at all looks together excludes 0. A and B are runs, or folders of snapshots, of one
 data set. Digits are measured by fd_digits, other images by --protocol, or by the protocol of A's run, and compared with
-what that one is compared with; each is drawn by its run's own sampler.
+what that one is compared with, where that is a file of another protocol with A's training images; each is drawn by its
+run's own sampler.
 """
 
 from __future__ import annotations
@@ -123,6 +124,9 @@ def _images(
     a: Snapshot, b: Snapshot, protocol: str, options: argparse.Namespace
 ) -> tuple[Reference, list[Draw]]:
     evaluation = a.config.evaluation
+    if protocol != evaluation.protocol:
+        # they are of the net of the run's own protocol
+        evaluation = replace(evaluation, reference=None, weights=None, net=None, sha256=None)
     asked: dict[str, Any] = {"protocol": protocol, "seed": options.seed}
     evaluation = replace(evaluation, **asked, batch=options.batch or evaluation.batch)
     net = load_feature_net(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from selfguide.evaluation.features.net import FeatureNet, load_feature_net
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.run import RunFolder
 from selfguide.spec.selections import selections
@@ -90,45 +92,78 @@ def test_better_refuses_models_of_other_data(
         better.main([models["1"], str(other)])
 
 
-def test_better_measures_images_by_the_protocol_of_their_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def colours(tmp_path: Path) -> Callable[..., list[str]]:
+    """Snapshots of one network on coloured images, sampled in one step and in three, with these settings."""
     pixels = np.random.default_rng(0).integers(0, 256, (60, 3, 8, 8)).astype(np.uint8)
     writer.write(tmp_path / "data", ArraySource.of("colours", pixels), header=PIXELS)
+    manifest = manifests.load(tmp_path / "data")
+    data = {"root": str(tmp_path / "data"), "header": manifest.header, "manifest": manifest.hash}
+
+    def written(**evaluation: str) -> list[str]:
+        settings = [f"evaluation.{name}={value}" for name, value in evaluation.items()]
+        common = ["data.shape=[3,8,8]", "evaluation=fd_timm", "evaluation.batch=15", *settings]
+        return [
+            str(
+                write_snapshot(
+                    tmp_path / n, tmp_path / "data", f"sampler.steps={n}", *common, data=data
+                )
+            )
+            for n in "13"
+        ]
+
+    return written
+
+
+def timm_net(folder: Path) -> dict[str, str]:
+    """Settings that name a small net of timm, whose weights are written into a folder."""
+    file = folder / "net.safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        save_file(timm.create_model(NET).state_dict(), tmp_path / "net.safetensors")
-    manifest = manifests.load(tmp_path / "data")
-    settings = {
-        "data.shape": "[3,8,8]",
-        "evaluation": "fd_timm",
-        "evaluation.batch": "15",
-        "evaluation.net": NET,
-        "evaluation.weights": str(tmp_path / "net.safetensors"),
-        "evaluation.sha256": storage.sha256(str(tmp_path / "net.safetensors")),
-    }
-    a, b = (
-        write_snapshot(
-            tmp_path / steps, tmp_path / "data", f"sampler.steps={steps}",
-            *(f"{name}={value}" for name, value in settings.items()),
-            data={
-                "root": str(tmp_path / "data"),
-                "header": manifest.header,
-                "manifest": manifest.hash,
-            },
-        )
-        for steps in "13"
-    )  # fmt: skip
+        save_file(timm.create_model(NET).state_dict(), file)
+    return {"net": NET, "weights": str(file), "sha256": storage.sha256(str(file))}
+
+
+def test_better_measures_images_by_the_protocol_of_their_run(
+    colours: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = colours(**timm_net(tmp_path))
     words = ["--runs", str(tmp_path / "runs"), "--most", "80", "--looks", "2", "--json"]
     found = []
     for pair in ((a, b), (b, a)):
-        assert better.main([*map(str, pair), *words]) == 0
+        assert better.main([*pair, *words]) == 0
         found.append(json.loads(capsys.readouterr().out))
     assert [look["metric"] for look in found] == ["fd_timm", "fd_timm"]
     first, turned = (each["looks"][0] for each in found)
     assert first["images"] == 40
     assert first["difference"] == pytest.approx(-turned["difference"])
     assert first["difference"] != 0
+
+
+def test_better_by_another_protocol_reads_neither_reference_nor_weights_of_the_run_s_own(
+    colours: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of_adm = tmp_path / "adm.npz"
+    np.savez(of_adm, mu=np.zeros(2048), sigma=np.eye(2048))
+    a, b = colours(reference=str(of_adm), **timm_net(tmp_path))
+    asked = []
+
+    def small_net(protocol: str, *given: object, **named: object) -> FeatureNet:
+        """One of other width than the run's, in place of a protocol's own, which is downloaded."""
+        asked.append((protocol, *given, named))
+        return load_feature_net("fd_timm", **timm_net(tmp_path))
+
+    monkeypatch.setattr(better, "load_feature_net", small_net)
+    words = ["--runs", str(tmp_path / "runs"), "--most", "40", "--looks", "2", "--json"]
+    assert better.main([a, b, "--protocol", "fd_effnet", *words]) == 0
+    assert json.loads(capsys.readouterr().out)["metric"] == "fd_effnet"
+    assert asked == [("fd_effnet", None, {"net": None, "sha256": None})]
+    # named, the run's own protocol keeps what it is measured with
+    with pytest.raises(UserError, match="2048 features"):
+        better.main([a, b, "--protocol", "fd_timm", *words])
 
 
 def test_better_with_select_writes_by_which_net_the_better_one_was_chosen(
