@@ -25,6 +25,7 @@ from selfguide.evaluation.metrics.nearest import nearest_reference
 from selfguide.evaluation.metrics.ood import ood_auroc
 from selfguide.evaluation.metrics.precision_recall import precision_recall
 from selfguide.evaluation.metrics.ufid import ufid
+from selfguide.evaluation.progress import Progress, silent
 from selfguide.spec.config import EvaluationConfig
 from selfguide.spec.extras import measured
 from shards.errors import UserError
@@ -69,6 +70,8 @@ class Measured:
     # of the reference, where it keeps some
     real: Features | None
     beside: Beside
+    # for metrics that take long
+    progress: Progress = silent
 
     def kept(self, name: str) -> Features:
         """Features of real images.
@@ -106,6 +109,7 @@ def measure(of: Measured) -> Scores:
                 f"evaluation.metrics: {name} cannot be taken: {error}; give more samples or real images, other "
                 f"settings of it, or leave {name} out"
             ) from error
+        of.progress()
     return found
 
 
@@ -152,6 +156,7 @@ def _precision_recall(of: Measured) -> Scores:
         k=evaluation.pr_k,
         strict=evaluation.pr_strict,
         sizes=evaluation.pr_sizes,
+        progress=of.progress,
     )
     return {"precision": both.precision, "recall": both.recall}
 
@@ -164,25 +169,32 @@ def _kid(of: Measured) -> Scores:
         subsets=evaluation.kid_subsets,
         size=evaluation.kid_size,
         seed=evaluation.kid_seed,
+        progress=of.progress,
     )
     return {"kid": found.value, "kid_of_subsets_sd": found.sd}
 
 
 def _density_coverage(of: Measured) -> Scores:
-    both = density_coverage(of.kept("density_coverage"), of.features, k=of.evaluation.dc_k)
+    both = density_coverage(
+        of.kept("density_coverage"), of.features, k=of.evaluation.dc_k, progress=of.progress
+    )
     return {"density": both.density, "coverage": both.coverage}
 
 
 def _near_copies(of: Measured) -> Scores:
     found = nearest_reference(
-        of.training("near_copies"), of.features, quantile=of.evaluation.copies_quantile
+        of.training("near_copies"),
+        of.features,
+        quantile=of.evaluation.copies_quantile,
+        progress=of.progress,
     )
     return {"near_copies": found.rate, "near_copies_real": found.rate_real}
 
 
 def _ood_auroc(of: Measured) -> Scores:
     assert of.beside.test is not None
-    return {"ood_auroc": ood_auroc(of.training("ood_auroc"), of.features, of.beside.test)}
+    train, test = of.training("ood_auroc"), of.beside.test
+    return {"ood_auroc": ood_auroc(train, of.features, test, progress=of.progress)}
 
 
 def _fdr(of: Measured) -> Scores:

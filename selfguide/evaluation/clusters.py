@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from selfguide.diffusion.conditions import Condition
+from selfguide.evaluation.progress import Progress, reported, silent
 from selfguide.sampling.condition_sampler import (
     ConditionSampler,
     clusters_of,
@@ -44,7 +45,9 @@ class Clustering:
     made: Callable[[Tensor], Ids]
 
 
-def clustering(snapshot: Snapshot, evaluation: EvaluationConfig, count: int) -> Clustering:
+def clustering(
+    snapshot: Snapshot, evaluation: EvaluationConfig, count: int, progress: Progress = silent
+) -> Clustering:
     """The clusters of the first `count` training images, and how those of samples follow from their seeds.
 
     Raises:
@@ -53,8 +56,9 @@ def clustering(snapshot: Snapshot, evaluation: EvaluationConfig, count: int) -> 
     parts = torch.arange(count).split(evaluation.batch)
     if not samples_training_rows(snapshot):
         p, prior = snapshot.guidance["p"], evaluation.prior
+        found = [clusters_of(snapshot, part).cpu().numpy() for part in reported(parts, progress)]
         return Clustering(
-            real=np.concatenate([clusters_of(snapshot, part).cpu().numpy() for part in parts]),
+            real=np.concatenate(found),
             made=lambda seeds: drawn_groups(p, prior, seeds).numpy(),
         )
     total, rows = training_rows(snapshot)

@@ -24,6 +24,7 @@ from selfguide.evaluation.clusters import Clustering, clustering
 from selfguide.evaluation.features.net import FeatureNet, exact, load_feature_net
 from selfguide.evaluation.metrics.frechet import Reference
 from selfguide.evaluation.paired import Draw
+from selfguide.evaluation.progress import Progress, reported, silent
 from selfguide.evaluation.scores import (
     NEIGHBOURS,
     Crop,
@@ -67,6 +68,8 @@ class Work:
     rank: int = 0
     world: int = 1
     device: torch.device | str = "cpu"
+    # for what takes long beside the drawing of samples
+    progress: Progress = silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +92,14 @@ def score_images(
         UserError: a file is missing or is not what the protocol names, or samples are not finite.
     """
     evaluation = config.evaluation
+    work = replace(work, progress=lambda: status.enter("evaluate"))
     net = load_feature_net(
         evaluation.protocol, evaluation.weights, net=evaluation.net, sha256=evaluation.sha256
     ).to(work.device)
     nets = {name: load_feature_net(name).to(work.device) for name in evaluation.fdr_protocols}
     samples = _Samples(snapshot, config)
     sets = [
-        _Blocks(samples, net, work.parts, status, number=number, more=tuple(nets.values()))
+        _Blocks(samples, net, work.parts, work.progress, number=number, more=tuple(nets.values()))
         for number in range(evaluation.sets)
     ]
     known = reference_of(snapshot, evaluation, net, work)
@@ -117,6 +121,7 @@ def score_images(
                 full=full,
                 evaluation=evaluation,
                 beside=against.beside(made),
+                progress=work.progress,
             )
             for made in sets
         ]
@@ -125,7 +130,7 @@ def score_images(
         decoded = latents.main
         scores["floor_reconstruction"] = known.main.distance(decoded.mean, decoded.covariance)
     if "drift" in evaluation.metrics:
-        scores |= samples.drift(evaluation.drift_blocks)
+        scores |= samples.drift(evaluation.drift_blocks, work.progress)
     files = {"reference": known.sha256, "unconditional": against.unconditional_sha256}
     return Scored(
         scores=scores,
@@ -199,7 +204,7 @@ class _Samples:
         """(count,) of the images from `first` on."""
         return self.config.evaluation.seed + first + torch.arange(count)
 
-    def drift(self, blocks: Sequence[int]) -> dict[str, float]:
+    def drift(self, blocks: Sequence[int], progress: Progress = silent) -> dict[str, float]:
         """How far the first samples move, before they are rounded, when they are drawn in blocks of these sizes.
 
         On a GPU also how far the first few are from those that a CPU draws.
@@ -208,7 +213,8 @@ class _Samples:
         size, count = evaluation.batch, min(SHOWN, evaluation.samples)
 
         def drawn(size: int, count: int, snapshot: Snapshot | None = None) -> Tensor:
-            made = [self.drawn(i, size, snapshot)[0] for i in range(0, count, size)]
+            firsts = reported(range(0, count, size), progress)
+            made = [self.drawn(i, size, snapshot)[0] for i in firsts]
             return torch.cat(made)[:count]
 
         with exact():
@@ -231,7 +237,7 @@ class _Blocks:
         samples: _Samples,
         net: FeatureNet,
         folder: Path,
-        status: RankStatus,
+        progress: Progress,
         *,
         number: int = 0,
         more: tuple[FeatureNet, ...] = (),
@@ -242,14 +248,14 @@ class _Blocks:
             more: nets whose features stand behind those of the first.
         """
         evaluation = samples.config.evaluation
-        self.samples, self.nets, self.status = samples, (net, *more), status
+        self.samples, self.nets, self.progress = samples, (net, *more), progress
         self.folder = folder / f"set-{number}" if number else folder
         self.first = number * evaluation.samples
         self.parts = parts_in(self.folder, evaluation.samples, evaluation.batch)
 
     def rows(self, ordinals: NDArray[np.int64]) -> Tensor:
         """(B, D + 1): the features of samples, and the network evaluations that each took."""
-        self.status.enter("evaluate")
+        self.progress()
         images, evaluations = self.samples.images(self.first + int(ordinals[0]))
         count = len(ordinals)
         if ordinals[0] < SHOWN:
@@ -290,6 +296,7 @@ class _Against:
     ) -> None:
         metrics: set[str] = set(evaluation.metrics)
         self.snapshot, self.evaluation, self.known = snapshot, evaluation, known
+        self.progress = work.progress
         own = not (evaluation.reference or evaluation.shards)
         self.train: Known | None = None
         if metrics & {"near_copies", "ood_auroc", "cluster_fd"}:
@@ -309,7 +316,7 @@ class _Against:
         self.unconditional: Reference | None = None
         self.unconditional_sha256: str | None = None
         if "ufid" in metrics and not work.rank:
-            found = read_unconditional(str(evaluation.unconditional), net)
+            found = read_unconditional(str(evaluation.unconditional), net, work.progress)
             self.unconditional, self.unconditional_sha256 = found.main, found.sha256
         self.clustering: Clustering | None = None
         self.labels: NDArray[np.int64] | None = None
@@ -329,7 +336,9 @@ class _Against:
             assert reference is not None
             assert test is not None
             main = reference.main
-            moments = moments_of(made.parts, made.columns(number), main.mean)
+            moments = moments_of(
+                made.parts, made.columns(number), main.mean, progress=self.progress
+            )
             distances[name] = main.distance(*moments.gaussian())
             validation[name] = main.distance(test.main.mean, test.main.covariance)
         return Beside(
@@ -347,10 +356,11 @@ class _Against:
         count = min(self.evaluation.kept, images.count)
         if self.train is not None and self.train.features is not None:
             count = min(count, len(self.train.features))
-        self.clustering = clustering(self.snapshot, self.evaluation, count)
+        self.clustering = clustering(self.snapshot, self.evaluation, count, self.progress)
         if "agreement" in metrics:
             parts = torch.arange(count).split(self.evaluation.batch)
-            self.labels = torch.cat([images.labels(part) for part in parts]).numpy()
+            read = [images.labels(part) for part in reported(parts, self.progress)]
+            self.labels = torch.cat(read).numpy()
 
 
 def reference_of(
@@ -358,7 +368,9 @@ def reference_of(
 ) -> Known | None:
     """A file, given shards, or the snapshot's own images, to compare samples with; None on ranks but the first."""
     if evaluation.reference:
-        return None if work.rank else read_reference(evaluation.reference, net)
+        if work.rank:
+            return None
+        return read_reference(evaluation.reference, net, progress=work.progress)
     root = evaluation.shards or snapshot.data["root"]
     wanted = evaluation.manifest or snapshot.data["manifest"]
     _check_manifest(root, wanted)
@@ -427,6 +439,7 @@ def _made(
         crop=crop,
         rank=work.rank,
         world=work.world,
+        progress=work.progress,
     )
 
 

@@ -285,6 +285,7 @@ def _measure(units: list[_Unit], data: Labelled, status: RankStatus, work: Path)
             for part in _ASKED:
                 asked[part][number].see(seen, batch.labels)
     for number, unit in enumerate(units):
+        status.enter("evaluate")
         unit.publish(work, *(asked[part][number] for part in _ASKED))
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -27,6 +29,7 @@ from selfguide.evaluation.beside import Beside, Measured, measure
 from selfguide.evaluation.features.net import FeatureNet
 from selfguide.evaluation.metrics.frechet import Reference, distance, frechet
 from selfguide.evaluation.metrics.moments import Moments
+from selfguide.evaluation.progress import Progress, reported, silent
 from selfguide.randomness import uniform
 from selfguide.spec.config import EvaluationConfig
 from selfguide.spec.extras import measured
@@ -46,6 +49,9 @@ Array = NDArray[np.generic]
 
 # of real images: their features are kept for precision and recall, as many as ADM's reference holds
 NEIGHBOURS = EvaluationConfig.kept
+
+# seconds between two looks whether another evaluation is done with a reference
+POLL_S = 1.0
 
 # what makes the file that a setting names
 _MAKES = {"reference": "make SHARDS", "unconditional": "samples RUN"}
@@ -117,6 +123,7 @@ def fill(found: Rows, make: Make, *, doing: str, rank: int = 0, world: int = 1) 
     """Makes this rank's parts; rank 0 returns once the parts of all ranks are there."""
     found.fill(make, batch=found.chunk, doing=doing, rank=rank, world=world)
     if rank == 0:
+        # without a word: a job hangs only where all of its ranks are quiet, and those that make parts are not
         wait_until(lambda: found.complete, poll_s=0.5)
 
 
@@ -125,10 +132,11 @@ def moments_of(
     columns: slice,
     shift: NDArray[np.float64] | None = None,
     blocks: int = 10,
+    progress: Progress = silent,
 ) -> Moments:
     """Moments of these columns of the parts, about `shift`, or about the mean of the first part."""
     made, first = None, 0
-    for part in parts:
+    for part in reported(parts, progress):
         features = np.asarray(part[:, columns], dtype=np.float64)
         if made is None:
             made = Moments(features.mean(0) if shift is None else shift, blocks)
@@ -147,6 +155,7 @@ def scores_of(
     full: bool,
     evaluation: EvaluationConfig | None = None,
     beside: Beside | None = None,
+    progress: Progress = silent,
 ) -> dict[str, float]:
     """The scores of the images whose features `parts` hold, under the protocol's name.
 
@@ -165,7 +174,7 @@ def scores_of(
     check_reference(known.main, net)
     evaluation = evaluation or EvaluationConfig(protocol="fid_adm" if full else "none")
     main = slice(0, net.width)
-    score = frechet(known.main, moments_of(parts, main, known.main.mean))
+    score = frechet(known.main, moments_of(parts, main, known.main.mean, progress=progress))
     found = {
         protocol: score.value,
         f"{protocol}_se": score.se,
@@ -175,7 +184,7 @@ def scores_of(
         found["floor"] = known.floor
     if full and known.spatial is not None and net.spatial:
         spatial = slice(net.width, net.width + net.spatial)
-        moments = moments_of(parts, spatial, known.spatial.mean, blocks=1)
+        moments = moments_of(parts, spatial, known.spatial.mean, blocks=1, progress=progress)
         found["sfid"] = known.spatial.distance(*moments.gaussian())
     if measured(evaluation):
         features = np.concatenate([part[:, main] for part in parts])
@@ -186,6 +195,7 @@ def scores_of(
                 features=features,
                 real=known.features,
                 beside=beside or Beside(),
+                progress=progress,
             )
         )
     return found
@@ -212,7 +222,9 @@ def check_reference(reference: Reference, net: FeatureNet) -> None:
             )
 
 
-def read_reference(given: str, net: FeatureNet, field: str = "reference") -> Known:
+def read_reference(
+    given: str, net: FeatureNet, field: str = "reference", progress: Progress = silent
+) -> Known:
     """A reference from a file: ours, ADM's, clean-fid's, or anybody's `mu` and `sigma`.
 
     Of ADM's the spatial statistics are read, too, and its images, of which precision and recall need the features.
@@ -242,7 +254,9 @@ def read_reference(given: str, net: FeatureNet, field: str = "reference") -> Kno
         features = read_array(str(path), "features")
     elif "arr_0" in names and net.logits is not None:
         pictures = read_array(str(path), "arr_0")
-        features = np.concatenate([net.embed(_nchw(part)).numpy() for part in _cut(pictures, 50)])
+        features = np.concatenate(
+            [net.embed(_nchw(part)).numpy() for part in reported(_cut(pictures, 50), progress)]
+        )
     if features is not None and features.shape[1:] != main.mean.shape:
         raise UserError(
             f"{path} is no reference: its mean has {len(main.mean)} features, and those of its images are "
@@ -251,13 +265,13 @@ def read_reference(given: str, net: FeatureNet, field: str = "reference") -> Kno
     return Known(main=main, spatial=spatial, features=features, sha256=storage.sha256(str(path)))
 
 
-def read_unconditional(given: str, net: FeatureNet) -> Known:
+def read_unconditional(given: str, net: FeatureNet, progress: Progress = silent) -> Known:
     """Statistics of an unconditional run's samples from a file.
 
     Raises:
         UserError: they are none, of another protocol, or of a run that nobody named.
     """
-    found = read_reference(given, net, "unconditional")
+    found = read_reference(given, net, "unconditional", progress)
     if not found.main.about.get("run"):
         raise UserError(
             f"unconditional={given}: these statistics name no run, so that nobody could say what uFID means; make them "
@@ -278,6 +292,7 @@ def make_reference(
     crop: Crop | None = None,
     rank: int = 0,
     world: int = 1,
+    progress: Progress = silent,
 ) -> Known | None:
     """The reference of the images in shards, or of their decoded latents; None on ranks but the first.
 
@@ -288,6 +303,7 @@ def make_reference(
         count: of the first samples only, which are as random as any others.
         kept: images at most whose features it holds.
         crop: cuts a window out of each image.
+        progress: called with each part, and while another evaluation makes the same one.
 
     Raises:
         UserError: the images are too few for two halves, or smaller than the window.
@@ -302,14 +318,20 @@ def make_reference(
     found = parts_in(folder / "parts", total, part)
     if rank:
         if not file.exists():
-            _fill_reference(found, root, manifest, net, codec, crop, rank, world)
+            _fill_reference(found, root, manifest, net, codec, crop, progress, rank, world)
         return None
     folder.mkdir(parents=True, exist_ok=True)
+
+    def pause(_: float) -> None:
+        # whoever makes it says itself whether it hangs, and the kernel takes the lock from one that is dead
+        progress()
+        time.sleep(POLL_S)
+
     # another evaluation may be making it
-    with lock(folder, create=False, required=False):
+    with lock(folder, create=False, required=False, seconds=math.inf, pause=pause):
         if not file.exists():
-            _fill_reference(found, root, manifest, net, codec, crop, 0, world)
-            _publish_reference(file, net, found, manifest.hash, kept)
+            _fill_reference(found, root, manifest, net, codec, crop, progress, 0, world)
+            _publish_reference(file, net, found, manifest.hash, kept, progress)
         shutil.rmtree(folder / "parts", ignore_errors=True)
     # its shards say what it is
     return replace(read_reference(str(file), net), sha256=None)
@@ -322,6 +344,7 @@ def _fill_reference(
     net: FeatureNet,
     codec: Autoencoder | None,
     crop: Crop | None,
+    progress: Progress,
     rank: int,
     world: int,
 ) -> None:
@@ -330,6 +353,7 @@ def _fill_reference(
     with closing(Reader(root, manifest)) as reader:
 
         def make(ordinals: NDArray[np.int64]) -> torch.Tensor:
+            progress()
             stored = torch.as_tensor(reader.gather(ordinals, fields=("x",))["x"])
             images = to_images(header, Normaliser.of(header).encode(stored), codec)
             return net.rows(images if crop is None else crop.of(images, ordinals))
@@ -337,8 +361,10 @@ def _fill_reference(
         fill(found, make, doing=f"features of {found.count:,} images", rank=rank, world=world)
 
 
-def _publish_reference(file: Path, net: FeatureNet, found: Rows, manifest: str, kept: int) -> None:
-    halves = moments_of(found, slice(0, net.width), blocks=2)
+def _publish_reference(
+    file: Path, net: FeatureNet, found: Rows, manifest: str, kept: int, progress: Progress
+) -> None:
+    halves = moments_of(found, slice(0, net.width), blocks=2, progress=progress)
     about = {
         "features": net.about,
         "shards": manifest,
@@ -347,7 +373,7 @@ def _publish_reference(file: Path, net: FeatureNet, found: Rows, manifest: str, 
     main, spatial = Reference.of(halves, about), None
     if net.spatial:
         columns = slice(net.width, net.width + net.spatial)
-        spatial = Reference.of(moments_of(found, columns, blocks=1))
+        spatial = Reference.of(moments_of(found, columns, blocks=1, progress=progress))
     some = np.concatenate([p[:, : net.width] for p in _until(found, kept)])[:kept]
     _save(file, main, spatial, some)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ from safetensors.torch import save_file
 
 from selfguide.data.autoencoders.encoding import EncodedSource, Encoding
 from selfguide.evaluation import images as evaluation
-from selfguide.evaluation import job
+from selfguide.evaluation import job, scores
 from selfguide.evaluation.features.net import FeatureNet, load_feature_net
 from selfguide.evaluation.images import Scored, Work, score_images
 from selfguide.evaluation.metrics.frechet import Reference, jackknifed, parted
+from selfguide.evaluation.metrics.kid import kid
 from selfguide.evaluation.metrics.moments import Moments
+from selfguide.evaluation.metrics.precision_recall import precision_recall
 from selfguide.evaluation.scores import (
     NEIGHBOURS,
     fill,
@@ -39,7 +43,9 @@ from shards import storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.header import PIXELS
+from shards.lock import lock
 from shards.sources.source import ArraySource
+from shards.wait import wait_until
 from shards.write import writer
 from tests.selfguide.snapshots import write_snapshot
 
@@ -336,13 +342,95 @@ class Classifier(torch.nn.Module):
         return features @ self.weight.T
 
 
-def test_scores_of_adms_protocol_are_all_that_its_evaluator_gives(
-    colours: Path, tmp_path: Path
-) -> None:
-    net = FeatureNet(
+@pytest.fixture
+def small() -> FeatureNet:
+    """A net that takes no time."""
+    return FeatureNet(
         name="small", sha256="", resize="TF1 bilinear", size=8, mean=(128.0,) * 3, std=(64.0,) * 3,
         width=4, spatial=2, net=Classifier().requires_grad_(False),
     )  # fmt: skip
+
+
+@dataclass
+class Watched(RankStatus):
+    """Keeps what `look` returned at each progress."""
+
+    look: Callable[[], int] = int
+
+    def __post_init__(self) -> None:
+        self.seen: list[int] = []
+
+    def enter(self, section: str) -> None:
+        super().enter(section)
+        self.seen.append(self.look())
+
+
+def test_evaluation_that_makes_a_reference_makes_progress_with_each_block_of_it(
+    snapshot: Snapshot, tmp_path: Path
+) -> None:
+    protocol = Protocol.of(snapshot.config, {"data": snapshot.data, "guidance": snapshot.guidance})
+    known = tmp_path / "known"
+    status = Watched(look=lambda: len([*known.glob("*/parts/*.npy")]))
+    score_images(
+        snapshot,
+        snapshot.config,
+        protocol,
+        status,
+        Work(parts=tmp_path / "parts", references=known),
+    )
+    blocks, of_samples = 9, 5
+    assert status.seen[:blocks] == list(range(blocks))
+    # then its mean and covariance
+    assert status.seen[blocks : 2 * blocks] == [blocks] * blocks
+    # samples are drawn, and summed
+    assert len(status.seen) == 2 * blocks + 2 * of_samples
+
+
+def test_evaluation_that_waits_for_the_reference_of_another_says_so_until_it_is_there(
+    colours: Path, small: FeatureNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "POLL_S", 0.01)
+    folder, said, made = tmp_path / "known", [], []
+    folder.mkdir()
+
+    def wait() -> None:
+        made.append(make_reference(str(colours), small, folder, progress=lambda: said.append(0)))
+
+    with lock(folder, create=False):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        assert wait_until(lambda: len(said) > 3, timeout_s=60)
+        assert not made and not (folder / "parts").exists()
+    waiting.join(60)
+    assert made[0].main.count == 90
+
+
+def test_evaluation_against_images_of_a_file_makes_progress_with_each_fifty(
+    small: FeatureNet, tmp_path: Path
+) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (120, 8, 8, 3)).astype(np.uint8)
+    file = tmp_path / "adm.npz"
+    np.savez(file, mu=np.zeros(4), sigma=np.eye(4), arr_0=pictures)
+    said: list[float] = []
+    read_reference(str(file), small, progress=lambda: said.append(0))
+    assert len(said) == 3
+
+
+def test_metrics_of_many_features_make_progress_with_each_tile_and_subset() -> None:
+    rng, said = np.random.default_rng(0), []
+    real, made = rng.standard_normal((30, 4)), rng.standard_normal((50, 4))
+    precision_recall(real, made, chunk=10, progress=lambda: said.append(0))
+    # the neighbours within each set, and those of one in the other
+    assert len(said) == 3 * 3 + 5 * 5 + 3 * 5
+    said.clear()
+    kid(real, made, subsets=7, size=20, progress=lambda: said.append(0))
+    assert len(said) == 7
+
+
+def test_scores_of_adms_protocol_are_all_that_its_evaluator_gives(
+    colours: Path, small: FeatureNet, tmp_path: Path
+) -> None:
+    net = small
     known = make_reference(str(colours), net, tmp_path / "known", part=20)
     assert known is not None
     assert known.features is not None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfguide.evaluation.metrics.neighbours import CHUNK, pair, radii, tiles
+from selfguide.evaluation.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ def density_coverage(
     *,
     k: int = 5,
     chunk: int = CHUNK,
+    progress: Progress = silent,
 ) -> DensityCoverage:
     """Of two sets of features (N, D) and (M, D).
 
@@ -41,9 +43,9 @@ def density_coverage(
         ValueError: there are no more than k real features.
     """
     real, made = pair(features_real, features_made)
-    radius = radii(real, k, chunk=chunk)
+    radius = radii(real, k, chunk=chunk, progress=progress)
     held = torch.zeros(len(real), dtype=torch.int64, device=real.device)
-    for rows, _, distances in tiles(real, made, chunk):
+    for rows, _, distances in tiles(real, made, chunk, progress):
         held[rows] += (distances < radius[rows, None]).sum(1)
     density = held.sum().item() / (k * len(made))
     return DensityCoverage(density, (held > 0).double().mean().item(), len(real), len(made))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfguide.evaluation.metrics.moments import Array, as_matrix
+from selfguide.evaluation.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ def kid(
     subsets: int = 100,
     size: int = 1000,
     seed: int = 2020,
+    progress: Progress = silent,
 ) -> KernelDistance:
     """The distance of two sets of features (N, D) and (M, D).
 
@@ -48,6 +50,7 @@ def kid(
         x = made[generator.choice(len(made), size, replace=False)]
         y = real[generator.choice(len(real), size, replace=False)]
         found.append(_mmd(x, y))
+        progress()
     return KernelDistance(float(np.mean(found)), float(np.std(found)))
 
 

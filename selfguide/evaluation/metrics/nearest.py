@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfguide.evaluation.metrics.neighbours import CHUNK, pair, radii, tiles
+from selfguide.evaluation.progress import Progress, silent
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,17 +35,18 @@ def nearest_reference(
     *,
     quantile: float = 0.01,
     chunk: int = CHUNK,
+    progress: Progress = silent,
 ) -> NearestReference:
     """The nearest of real features (N, D) to each made one (M, D); of equally near ones the first."""
     real, made = pair(features_real, features_made)
     distance = torch.full((len(made),), torch.inf, dtype=made.dtype, device=made.device)
     index = torch.zeros(len(made), dtype=torch.int64, device=made.device)
-    for rows, columns, distances in tiles(made, real, chunk):
+    for rows, columns, distances in tiles(made, real, chunk, progress):
         found = distances.min(1)
         nearer = found.values < distance[rows]
         index[rows] = torch.where(nearer, found.indices + columns.start, index[rows])
         distance[rows] = torch.where(nearer, found.values, distance[rows])
-    own = radii(real, 1, chunk=chunk)
+    own = radii(real, 1, chunk=chunk, progress=progress)
     threshold = own.double().quantile(quantile)
     rates = [(each.double() < threshold).double().mean().item() for each in (distance, own)]
     return NearestReference(index, distance, threshold.item(), rates[0], rates[1])

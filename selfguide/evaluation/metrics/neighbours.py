@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from selfguide.evaluation.progress import Progress, silent
+
 # rows of both sides that are compared at once: 256 MB of float32
 CHUNK = 8192
 
@@ -38,7 +40,9 @@ def pair(a: NDArray | Tensor, b: NDArray | Tensor) -> tuple[Tensor, Tensor]:
     return first, second.to(first)
 
 
-def tiles(a: Tensor, b: Tensor, chunk: int) -> Iterator[tuple[slice, slice, Tensor]]:
+def tiles(
+    a: Tensor, b: Tensor, chunk: int, progress: Progress = silent
+) -> Iterator[tuple[slice, slice, Tensor]]:
     """Rows of `a`, rows of `b`, and the distances between them."""
     for i in range(0, len(a), chunk):
         for j in range(0, len(b), chunk):
@@ -47,9 +51,12 @@ def tiles(a: Tensor, b: Tensor, chunk: int) -> Iterator[tuple[slice, slice, Tens
                 slice(j, j + chunk),
                 torch.cdist(a[i : i + chunk], b[j : j + chunk]),
             )
+            progress()
 
 
-def smallest(a: Tensor, b: Tensor, k: int, *, chunk: int = CHUNK) -> Tensor:
+def smallest(
+    a: Tensor, b: Tensor, k: int, *, chunk: int = CHUNK, progress: Progress = silent
+) -> Tensor:
     """(N, k) the distances of each row of `a` to its k nearest rows of `b`, ascending.
 
     Raises:
@@ -58,12 +65,12 @@ def smallest(a: Tensor, b: Tensor, k: int, *, chunk: int = CHUNK) -> Tensor:
     if len(b) < k:
         raise ValueError(f"{len(b)} features have no {k} nearest ones")
     found = torch.full((len(a), k), torch.inf, dtype=a.dtype, device=a.device)
-    for rows, _, distances in tiles(a, b, chunk):
+    for rows, _, distances in tiles(a, b, chunk, progress):
         both = torch.cat((found[rows], distances), 1)
         found[rows] = both.topk(k, largest=False).values
     return found
 
 
-def radii(features: Tensor, k: int, *, chunk: int = CHUNK) -> Tensor:
+def radii(features: Tensor, k: int, *, chunk: int = CHUNK, progress: Progress = silent) -> Tensor:
     """(N,) the distance of each row to the k-th nearest of the others."""
-    return smallest(features, features, k + 1, chunk=chunk)[:, k]
+    return smallest(features, features, k + 1, chunk=chunk, progress=progress)[:, k]

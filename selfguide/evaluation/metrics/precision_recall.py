@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfguide.evaluation.metrics.neighbours import CHUNK, pair, radii, tiles
+from selfguide.evaluation.progress import Progress, silent
 
 # keywords of `precision_recall`: Dhariwal and Nichol 2021 (arXiv 2105.05233), whose reference files hold 10,000 images
 ADM: Mapping[str, Any] = {"k": 3, "strict": False, "sizes": (10_000, 50_000)}
@@ -43,6 +44,7 @@ def precision_recall(
     sizes: tuple[int, int] | None = None,
     seed: int = 0,
     chunk: int = CHUNK,
+    progress: Progress = silent,
 ) -> PrecisionRecall:
     """Precision and recall of two sets of features (N, D) and (M, D); `ADM` and `ICGAN` are two sets of keywords.
 
@@ -57,11 +59,13 @@ def precision_recall(
     real, made = pair(features_real, features_made)
     if sizes is not None:
         real, made = drawn(real, sizes[0], seed), drawn(made, sizes[1], seed + 1)
-    radius_real, radius_made = radii(real, k, chunk=chunk), radii(made, k, chunk=chunk)
+    radius_real, radius_made = (
+        radii(each, k, chunk=chunk, progress=progress) for each in (real, made)
+    )
     precise = torch.zeros(len(made), dtype=torch.bool, device=made.device)
     recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
     inside = torch.lt if strict else torch.le
-    for rows, columns, distances in tiles(real, made, chunk):
+    for rows, columns, distances in tiles(real, made, chunk, progress):
         precise[columns] |= inside(distances, radius_real[rows, None]).any(0)
         recalled[rows] |= inside(distances, radius_made[columns]).any(1)
     share = [each.double().mean().item() for each in (precise, recalled)]
