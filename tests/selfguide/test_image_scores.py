@@ -27,6 +27,7 @@ from selfguide.evaluation.metrics.moments import Moments
 from selfguide.evaluation.metrics.precision_recall import precision_recall
 from selfguide.evaluation.scores import (
     NEIGHBOURS,
+    Known,
     fill,
     make_reference,
     parts_in,
@@ -390,7 +391,8 @@ def test_evaluation_that_waits_for_the_reference_of_another_says_so_until_it_is_
     colours: Path, small: FeatureNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scores, "POLL_S", 0.01)
-    folder, said, made = tmp_path / "known", [], []
+    folder, said = tmp_path / "known", []
+    made: list[Known | None] = []
     folder.mkdir()
 
     def wait() -> None:
@@ -402,7 +404,8 @@ def test_evaluation_that_waits_for_the_reference_of_another_says_so_until_it_is_
         assert wait_until(lambda: len(said) > 3, timeout_s=60)
         assert not made and not (folder / "parts").exists()
     waiting.join(60)
-    assert made[0].main.count == 90
+    (known,) = made
+    assert known is not None and known.main.count == 90
 
 
 def test_evaluation_against_images_of_a_file_makes_progress_with_each_fifty(
