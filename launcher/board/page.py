@@ -294,6 +294,8 @@ class _Sheet:
         return {
             "key": self.table.key,
             "metric": self.table.metric,
+            # whose blocks the rows keep, whatever they are ranked by
+            "own": self.table.protocol.get("metric"),
             "higher": self.table.higher_is_better,
             "rows": {row.group: _numbers(row, self.table.metric) for row in self.table.rows},
         }

@@ -292,10 +292,11 @@ function goToRun(id) {
 
 const nameOf = (row) => [row.body.querySelector(".toggle").textContent, ...all(".setting", row.body.rows[0]).map((each) => each.textContent)].join(" ");
 
-// Standard error of a difference: from the jackknife where both kept its blocks, whose samples are paired.
+// Standard error of a difference: of the protocol's own score from the jackknife where both kept its blocks, whose samples
+// are paired.
 function errorOf(sheet, name, first, other) {
   const [a, b] = [first.numbers.left_out, other.numbers.left_out];
-  if (name === sheet.metric && a.length > 1 && a.length === b.length) {
+  if (name === sheet.own && a.length > 1 && a.length === b.length) {
     const gaps = a.map((each, i) => b[i] - each);
     const middle = mean(gaps);
     return Math.sqrt(((gaps.length - 1) / gaps.length) * gaps.reduce((sum, gap) => sum + (gap - middle) ** 2, 0));

@@ -465,6 +465,31 @@ def told(tmp_path: Path) -> Table:
     return table
 
 
+def test_comparison_by_another_score_pairs_the_blocks_of_the_protocol_s_own_alone(
+    opened: Chrome, tmp_path: Path
+) -> None:
+    for name, shift in (("digits_dit", 0.0), ("digits_class", 1.0)):
+        run = fakes.make_run(tmp_path, name, 0)
+        blocks = [7.0 + shift + block * (1 + shift) / 100 for block in range(10)]
+        scores = {"fd_digits": 7.0 + shift, "nmi": 0.5 + shift / 10}
+        fakes.add_record(run, 256_000, scores, left_out=blocks)
+    board = collect(*read_runs(tmp_path), metric="nmi")
+    page.write(board, tmp_path / "board.html", built=fakes.CLOCK)
+    (table,) = board.tables
+    marked = ",".join(row.group for row in table.rows)
+    opened.get(f"{(tmp_path / 'board.html').as_uri()}#mark={marked}")
+    seen(opened, "#compare").click()
+    rows = find(opened, "#comparison tbody")[0].find_elements("css selector", "tr:has(small)")
+    gaps = {
+        row.find_element("css selector", "th").text: row.find_element("css selector", "small").text
+        for row in rows
+    }
+    # nobody knows the error of nmi
+    error, paired = standard_error("fd_digits", *(r.runs[0].headline for r in table.rows))
+    assert paired and gaps["fd_digits"].endswith(f"1.00 ± {error:.2f}")
+    assert "±" not in gaps["nmi"]
+
+
 def test_a_drawer_tells_all_that_is_known_of_a_run(
     opened: Chrome, tmp_path: Path, told: Table
 ) -> None:
