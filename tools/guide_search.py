@@ -24,8 +24,8 @@ from selfguide.spec.recipe import selector
 from selfguide.spec.records import (
     EvaluationRecord,
     Protocol,
-    read_record_file,
     record_key,
+    records_of,
 )
 from selfguide.spec.run import RunFolder
 from selfguide.spec.weak import CONDITION, weak_models
@@ -114,8 +114,7 @@ class Scorer:
         return Protocol.of(config, self.run.snapshot_manifest(self.images))
 
     def _known(self, key: str) -> EvaluationRecord | None:
-        tries = [read_record_file(path) for path in self.run.evals.glob(f"{key}.*.json")]
-        return next((each for each in tries if each.done), None)
+        return next((each for each in records_of(self.run, key) if each.done), None)
 
     def _evaluate(self, config: Config, key: str) -> None:
         tries = [path.name.split(".")[-2] for path in self.run.evals.glob(f"{key}.*.json")]

@@ -30,7 +30,7 @@ from selfguide.spec.config import Config, EvaluationConfig, build
 from selfguide.spec.config.laws import check
 from selfguide.spec.find import find
 from selfguide.spec.rank_status import RankStatus
-from selfguide.spec.records import Protocol, read_record_file, record_key
+from selfguide.spec.records import Protocol, record_key, records_of
 from selfguide.spec.run import RunFolder
 from selfguide.spec.sizes import architecture
 from selfguide.spec.validate import check_probe
@@ -126,8 +126,7 @@ def _measure(
 def _recorded(folder: Path, snapshot: Snapshot, protocol: Protocol) -> Probed | None:
     """What an evaluation of the snapshot's run has measured under the same protocol."""
     run = RunFolder(folder.resolve().parents[1])
-    for path in sorted(run.evals.glob(f"{record_key(snapshot.images, protocol)}.*.json")):
-        record = read_record_file(path)
+    for record in records_of(run, record_key(snapshot.images, protocol)):
         if record.done and record.probe and record.snapshot_sha256 == snapshot.sha256:
             return Probed(dict(record.scores), dict(record.probe))
     return None

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,14 @@ from selfguide.spec.identity import digest
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.run import RunFolder, image_folder, write_record
 from selfguide.spec.sizes import architecture
+
+log = logging.getLogger(__name__)
+
+# what a file that holds no record raises
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError),
+    *(AttributeError, OverflowError, RecursionError),
+)
 
 # of the record
 SCHEMA = 1
@@ -423,10 +432,25 @@ def read_record_file(path: Path) -> EvaluationRecord:
 
 def scored(run: RunFolder, key: str) -> bool:
     """Whether a record of this key holds a score."""
-    return any(read_record_file(path).done for path in run.evals.glob(f"{key}.*.json"))
+    return any(each.done for each in records_of(run, key))
+
+
+def records_of(run: RunFolder, key: str) -> Iterator[EvaluationRecord]:
+    """The records of one key; a warning names each file that holds none."""
+    return _read(sorted(run.evals.glob(f"{key}.*.json")))
 
 
 def records(run: RunFolder) -> Iterator[EvaluationRecord]:
-    """Every evaluation record of the run that this version can read, by name."""
-    for path in record_files(run):
-        yield read_record_file(path)
+    """Every evaluation record of the run that this version can read, by name; a warning names each other file."""
+    return _read(record_files(run))
+
+
+def _read(paths: Iterable[Path]) -> Iterator[EvaluationRecord]:
+    for path in paths:
+        try:
+            found = read_record_file(path)
+        except _UNREADABLE as error:
+            why = f"no {error}" if isinstance(error, KeyError) else str(error)
+            log.warning(f"{path} is no evaluation record, and is left out: {why}")
+        else:
+            yield found

@@ -25,6 +25,7 @@ from selfguide.spec.records import (
     record_key,
     record_path,
     records,
+    scored,
 )
 from selfguide.spec.run import RunFolder
 from tests.board.fakes import PROTOCOL
@@ -74,6 +75,20 @@ def test_a_record_that_is_none_is_refused(change: dict[str, object]) -> None:
     EvaluationRecord.of(values)
     with pytest.raises((ValueError, TypeError)):
         EvaluationRecord.of(values | change)
+
+
+def test_a_key_with_a_malformed_record_is_scored_by_its_whole_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunFolder(tmp_path)
+    key = "img-000000005-abcdef01"
+    run.evals.mkdir(parents=True)
+    record_path(run, key, 1).write_text('{"schema": 1, "key"')
+    assert not scored(run, key)
+    said = {"status": "done", "images": 5, "protocol_key": "p", "protocol": {"metric": "fdd"}}
+    EvaluationRecord(key=key, attempt=2, **said).publish(run)  # type: ignore[arg-type]
+    assert scored(run, key)
+    assert str(record_path(run, key, 1)) in caplog.text
 
 
 def test_a_failed_record_of_before_has_no_protocol_and_is_read(tmp_path: Path) -> None:

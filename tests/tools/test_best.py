@@ -55,6 +55,17 @@ def test_the_best_on_training_images_is_chosen_and_the_last_stands_beside_it(
     assert asked(run, capsys) == said and len(selections(run)) == 1
 
 
+def test_the_best_beside_a_malformed_record_is_that_of_the_whole_ones_and_names_its_file(
+    run: RunFolder, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = asked(run, capsys)
+    for name, text in (("img-000320000-cut.1", '{"schema": 1, "sta'), ("img-000320000-of.1", "[]")):
+        (run.evals / f"{name}.json").write_text(text)
+    caplog.clear()
+    assert asked(run, capsys) == whole
+    assert "img-000320000-cut.1.json" in caplog.text and "img-000320000-of.1.json" in caplog.text
+
+
 def test_a_score_that_is_better_high_is_chosen_by_its_highest(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
