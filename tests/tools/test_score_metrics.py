@@ -114,6 +114,15 @@ def test_reference_of_a_runs_samples_is_that_of_the_images_it_draws(
     assert len(first) == out.stat().st_size
 
 
+def test_reference_of_samples_whose_seeds_are_too_large_is_refused(
+    digits: Path, net: list[str], tmp_path: Path
+) -> None:
+    folder = write_snapshot(tmp_path / "img-000000007", digits, "sampler.steps=1")
+    words = ["samples", str(folder), *net, "--out", str(tmp_path / "uncond.npz"), "--count", "30"]
+    with pytest.raises(UserError, match=f"--seed {2**63}: take"):
+        reference.main([*words, "--seed", str(2**63)])
+
+
 @pytest.mark.parametrize(
     ("words", "cure"),
     [

@@ -87,6 +87,9 @@ def _of_run(options: argparse.Namespace, net: FeatureNet) -> tuple[dict[str, Any
     if options.of:
         raise UserError(f"--of {options.of}: {options.samples} is a run already; drop it")
     snapshot, folder = load_snapshot(options.samples, options.runs)
+    count = options.count or max(snapshot.config.evaluation.samples, LEAST_SAMPLES)
+    # the last block is drawn whole
+    flags.check_image_seed(options, -(-count // options.batch) * options.batch)
     flags.moved(snapshot.student, net.device)
     evaluation = replace(snapshot.config.evaluation, seed=options.seed, batch=options.batch)
     draw = drawn(snapshot, replace(snapshot.config, evaluation=evaluation), net)
@@ -100,4 +103,4 @@ def _of_run(options: argparse.Namespace, net: FeatureNet) -> tuple[dict[str, Any
     def rows(ordinals: NDArray[Any]) -> torch.Tensor:
         return torch.as_tensor(draw(int(ordinals[0]), int(ordinals[-1]) + 1))
 
-    return about, options.count or max(evaluation.samples, LEAST_SAMPLES), rows
+    return about, count, rows
