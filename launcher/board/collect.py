@@ -19,6 +19,7 @@ from launcher.board.read import Run
 from launcher.board.states import Chip, badge, chips, of_row
 from launcher.reconcile import cache
 from selfguide.spec.config.evaluation import Expected
+from selfguide.spec.contamination import contaminations
 from selfguide.spec.identity import digest
 from selfguide.spec.metrics import higher_is_better
 from selfguide.spec.records import EvaluationRecord
@@ -236,7 +237,8 @@ def _row(
     names = sorted({name for _, r in taken for name in r.scores})
     scores = {name: over_seeds([(seed, r.scores.get(name)) for seed, r in taken]) for name in names}
     spreads = {name: spread for name, spread in scores.items() if spread is not None}
-    contaminations = tuple(sorted({use.words for _, r in taken for use in r.contaminations}))
+    used = {use for _, r in taken for use in contaminations(r.protocol, r.nets, metric)}
+    contaminated = tuple(sorted({use.words for use in used}))
     return Row(
         experiment=runs[0].experiment,
         variant=variant,
@@ -253,8 +255,8 @@ def _row(
         seconds=_mean([r.seconds for _, r in taken]),
         gpu_hours=_mean([run.gpu_hours for run in runs]),
         runs=scored,
-        chips=(*of_row(runs, protocol), *map(badge, contaminations)),
-        contaminations=contaminations,
+        chips=(*of_row(runs, protocol), *map(badge, contaminated)),
+        contaminations=contaminated,
         expected=next(filter(None, (run.expects(metric, protocol) for run in runs)), None),
     )
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from selfguide.spec.metrics import FEATURES
+
 Use = Literal["trained", "guided", "selected"]
 _WORDS: Mapping[Use, str] = {
     "trained": "trained by",
@@ -87,12 +89,32 @@ def trained_by(
 
 
 def contaminations(
-    protocol: Mapping[str, Any], nets: Iterable[NetUse] | None
+    protocol: Mapping[str, Any], nets: Iterable[NetUse] | None, metric: str | None = None
 ) -> tuple[NetUse, ...]:
-    """Those uses whose net a protocol measures in: by the sha256 of its weights, or by name where it gives one."""
+    """Those uses whose net a protocol measures in: by the sha256 of its weights, or by its name.
+
+    Args:
+        metric: the score that is looked at, by default the protocol's own; the ratio is measured in further nets.
+    """
+    measured_in = {
+        str(protocol.get("net") or protocol.get("metric")): str(protocol.get("feature_sha256"))
+    }
+    if metric == "fdr":
+        measured_in |= (protocol.get("extras") or {}).get("fdr", {}).get("nets", {})
     return tuple(
         use
         for use in nets or ()
-        if (use.sha256 and use.sha256 == protocol.get("feature_sha256"))
-        or use.net == protocol.get("net")
+        if (use.sha256 and use.sha256 in measured_in.values())
+        or any(_names(use.net, use.sha256) & _names(*each) for each in measured_in.items())
     )
+
+
+def _names(net: str, sha256: str) -> set[str]:
+    """What a net is called: the same weights are published in files of several kinds, under several names."""
+    of_protocols = [
+        features.nets
+        for protocol, features in FEATURES.items()
+        if net in (protocol, *features.nets) or (sha256 and sha256 == features.sha256)
+    ]
+    # a protocol's name is none of a net: that of digits has measured in several
+    return {net}.union(*of_protocols) - FEATURES.keys()

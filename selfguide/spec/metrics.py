@@ -45,6 +45,8 @@ class Features:
     # names one
     normalisation: str = ""
     weights: WeightFile | None = None
+    # names of the feature net: by them it is known where a model was made with another file of the same weights
+    nets: tuple[str, ...] = ()
     of_images: bool = False
     # of 8 x 8 digits, in a net of our own that is committed
     of_digits: bool = False
@@ -254,6 +256,7 @@ FEATURES: dict[str, Features] = {
         quantisation="round to 0..255",
         normalisation="(x - 127.5) / 127.5",
         weights=EFFNET,
+        nets=("efficientnet_lite0_stage5",),
         of_images=True,
     ),
     "fid_adm": Features(
@@ -263,6 +266,7 @@ FEATURES: dict[str, Features] = {
         quantisation="round to 0..255",
         normalisation="(x - 128) / 128",
         weights=INCEPTION,
+        nets=("inception_v3_2015",),
         of_images=True,
     ),
     "fid_clean": Features(
@@ -272,6 +276,7 @@ FEATURES: dict[str, Features] = {
         quantisation="round to 0..255",
         normalisation="(x - 128) / 128",
         weights=INCEPTION,
+        nets=("inception_v3_2015",),
         of_images=True,
     ),
     "fdd": Features(
@@ -281,6 +286,8 @@ FEATURES: dict[str, Features] = {
         quantisation="round to 0..255",
         normalisation="ImageNet's mean and deviation",
         weights=DINOV2,
+        # timm's, without and with the name of the weights, and torch.hub's
+        nets=("vit_large_patch14_dinov2", "vit_large_patch14_dinov2.lvd142m", "dinov2_vitl14"),
         of_images=True,
     ),
     # of a net that the config names, with its sha256

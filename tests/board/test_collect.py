@@ -19,6 +19,7 @@ from launcher.board.states import chips, unscored
 from launcher.compose import compose
 from launcher.reconcile.decide import State
 from selfguide.spec.contamination import NetUse
+from selfguide.spec.metrics import FEATURES
 from selfguide.spec.records import EvaluationRecord
 from shards.errors import UserError
 
@@ -233,6 +234,18 @@ def test_a_row_scored_in_a_net_that_guided_or_selected_it_has_a_badge_and_no_ran
     assert tuned.contaminations == ("guided by A", "selected by A") and tuned.score is not None
     assert {"guided by A", "selected by A"} <= {chip.text for chip in tuned.chips}
     assert tables["b"].rows[-1].contaminations == ()
+
+
+def test_a_row_that_a_net_of_the_ratio_selected_has_no_rank_by_the_ratio_alone() -> None:
+    sha = FEATURES["fid_clean"].sha256
+    chosen = (NetUse(net="fid_clean", sha256=sha, use="selected"),)
+    protocol = {**A, "extras": {"fdr": {"nets": {"fid_clean": sha}}}}
+    runs = [
+        run(name, 0, record(100, fd, scores={"fdr": fdr}, protocol=protocol, nets=nets))
+        for name, fd, fdr, nets in (("tuned", 1.0, 1.0, chosen), ("honest", 5.0, 5.0, None))
+    ]
+    assert ranks(only_rows(*runs)) == {"tuned": (1, False), "honest": (2, False)}
+    assert ranks(only_rows(*runs, metric="fdr")) == {"honest": (1, False), "tuned": (None, False)}
 
 
 def test_best_is_of_all_snapshots_but_does_not_rank() -> None:
