@@ -49,10 +49,10 @@ def test_a_finished_run_with_other_snapshots_is_refused_before_anything_is_train
     coarse = Study(runs, tmp_path / "out", own, snapshots=1)
     fine = Study(runs, tmp_path / "out", own, snapshots=2)
     assert set(coarse.train({UNCONDITIONAL: [0]})) == {UNCONDITIONAL}
-    before = sorted(path.name for path in (runs / "sweeps").iterdir())
+    before = [each.root for each in sweep_folder.sweeps(runs)]
     with pytest.raises(UserError, match=r"lacks those after .* give --runs DIR"):
         fine.train({UNCONDITIONAL: [0, 1]})
-    assert sorted(path.name for path in (runs / "sweeps").iterdir()) == before
+    assert [each.root for each in sweep_folder.sweeps(runs)] == before
     with pytest.raises(UserError, match="give --runs DIR"):
         fine.known([UNCONDITIONAL], [0])
     assert set(coarse.known([UNCONDITIONAL], [0])) == {UNCONDITIONAL}
