@@ -24,17 +24,21 @@ def answer(
     confirmed: Mapping[str, Scored],
     missing: Mapping[str, str],
 ) -> dict[str, Any]:
-    """All that there is to say, as JSON; methods from the best reported score to the worst."""
+    """All that there is to say, as JSON; methods from the best reported score to the worst.
+
+    `best` is the method with the best searched score: the best of several reported ones would be too good by chance,
+    and its interval too narrow.
+    """
     assert search.plain is not None
     base = cost(snapshot, search.sampler)
     rows = [
         _row(word, search, each, unguided, cost(snapshot, each.sampler), base)
         for word, each in sorted(confirmed.items(), key=lambda pair: pair[1].worth)
     ]
-    best = min(confirmed, key=lambda word: confirmed[word].worth)
+    best = min(confirmed, key=lambda word: _searched(search, word).worth)
     for row in rows:
         row["against_best"] = _paired(confirmed[row["weak"]], confirmed[best])
-    guided = rows[0]["difference"]
+    guided = next(row["difference"] for row in rows if row["weak"] == best)
     return {
         "run": unguided.record.run,
         "images": snapshot.images,
@@ -45,7 +49,7 @@ def answer(
         "unguided": _score(unguided) | {"flops": base.flops, "evaluations": base.evaluations},
         "methods": rows,
         "best": best,
-        # whether the interval of the paired difference to no guidance lies on the better side of 0
+        # whether the interval of its paired difference to no guidance lies on the better side of 0
         "better_than_unguided": guided is not None and _excludes(guided, search),
         "missing": dict(missing),
     }
@@ -54,8 +58,7 @@ def answer(
 def _row(
     word: str, search: Search, reported: Scored, unguided: Scored, took: Cost, base: Cost
 ) -> dict[str, Any]:
-    found = search.best(word)
-    assert found is not None
+    found = _searched(search, word)
     weights = search.grid.weights
     return {
         "weak": word,
@@ -75,6 +78,13 @@ def _row(
             if each.sampler.interval == EVERYWHERE
         ],
     }
+
+
+def _searched(search: Search, word: str) -> Scored:
+    """The best point of a method that was searched."""
+    found = search.best(word)
+    assert found is not None
+    return found
 
 
 def _score(scored: Scored) -> dict[str, float | None]:
@@ -123,7 +133,9 @@ def show(said: Mapping[str, Any]) -> None:
     for word, why in said["missing"].items():
         console.print(f"without {word}: {why}", soft_wrap=True)
     known = "better" if said["better_than_unguided"] else "not known to be better"
-    console.print(f"{said['best']} is the best, and {known} than no guidance; {said['figure']}")
+    console.print(
+        f"the search chose {said['best']}, which is {known} than no guidance; {said['figure']}"
+    )
 
 
 _COLUMNS = (

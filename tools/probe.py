@@ -23,6 +23,7 @@ from pathlib import Path
 import yaml
 
 import configs
+from selfguide.evaluation.metrics.probe import best_of
 from selfguide.evaluation.probe import Probed, probe
 from selfguide.snapshot import Snapshot
 from selfguide.spec.averages import averages_of
@@ -33,6 +34,7 @@ from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.records import Protocol, record_key, records_of
 from selfguide.spec.run import RunFolder
 from selfguide.spec.sizes import architecture
+from selfguide.spec.uvit import UViTArchitecture
 from selfguide.spec.validate import check_probe
 from shards import cli
 from shards.errors import UserError
@@ -94,8 +96,26 @@ def _tell_one(probed: Measured, options: argparse.Namespace) -> None:
 
 
 def settings(probed: Measured, use: str) -> str:
-    """What is typed to `launcher.submit` for a run that reads the layer and noise-time that the linear map chose."""
+    """What is typed to `launcher.submit` for a run that reads the layer and noise-time that the linear map chose.
+
+    Raises:
+        UserError: no layer that was probed can condition the network itself.
+    """
     best = probed.found.table["linear_best"]
+    if use == "self_condition":
+        net = architecture(probed.config)
+        if isinstance(net, UViTArchitecture):
+            # its tokens read [CLS], whatever layer is best
+            return "model.cls_token=true"
+        # after the last layer there is none that could read it
+        last = net.layers[-1].name
+        cells = [cell for cell in probed.found.table["cells"] if cell["layer"] != last]
+        if not cells:
+            raise UserError(
+                f"--choose self_condition: only {last} was probed, the network's last layer, which no later one could "
+                "read; probe others as well: leave --layers out"
+            )
+        best = best_of(cells, "linear")
     layer, noise_time = best["layer"], best["noise_time"]
     if use == "guidance":
         # online guidance takes a layer by its number

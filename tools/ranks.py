@@ -29,6 +29,7 @@ def _rank(
     timeout: float | None,
     variables: dict[str, str],
     folder: Path,
+    on_cpu: bool,
     function: Callable,
     arguments: tuple,
     results: Any,
@@ -37,6 +38,8 @@ def _rank(
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
+    if on_cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
     import torch
 
@@ -69,12 +72,14 @@ def run_ranks(
     *arguments: Any,
     timeout: float | None = 240,
     start: Literal["spawn", "forkserver"] = "spawn",
+    on_cpu: bool = False,
 ) -> list[Any]:
     """[function(rank_info, *arguments) of each of `world` ranks]; `function` is module-level, answers are pickled.
 
     Args:
         start: how the processes begin. A spawned one imports torch anew; those of multiprocessing's fork server share
             what it imported.
+        on_cpu: the ranks see no GPU. Several cannot share one: NCCL refuses it.
 
     Raises:
         UserError, DamagedError, StoreError: a rank raised it.
@@ -88,7 +93,7 @@ def run_ranks(
         processes = [
             context.Process(
                 target=_rank,
-                args=(r, world, meeting, timeout, *here, function, arguments, results),
+                args=(r, world, meeting, timeout, *here, on_cpu, function, arguments, results),
             )
             for r in range(world)
         ]

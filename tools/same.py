@@ -4,20 +4,20 @@
     python -m tools.same experiment=in1k_dit data.root=/data/latents model=dit_s_2 --steps 3 --ranks 4
 
 Every engine begins from the same weights, reads the same shards and draws the same noise, on ranks of this machine's
-CPU: torch, on one rank and data-parallel, and DeepSpeed's ZeRO in all stages that the experiment may take. They do so
-as configured, with a network whose modules are all used twice a step, with accumulation, and in bf16 (--cases). After
-each step the fp32 weights, both moments of the optimiser, every average and the buffers are compared with those of the
-torch engine in the same case, and the first tensor that differs is named. In fp32 they must be equal to the bit; for
-this gradients are not clipped, since each engine takes their norm in an order of its own, and the last numbers of each
-tensor are rounded as all others, which Adam's kernels on CPUs do not do. In bf16, and where the batch is cut otherwise,
-all sums are taken in another order: then losses and gradient norms must agree within --tolerance. Exit code 1 says that
-something differs.
+CPU: torch, on one rank and data-parallel, and DeepSpeed's ZeRO in all stages that the experiment may take; one that it
+may not take is named on stderr with the reason. They do so as configured, with a network whose modules are all used
+twice a step, with accumulation, and in bf16 (--cases). After each step the fp32 weights, both moments of the optimiser,
+every average and the buffers are compared with those of the torch engine in the same case, and the first tensor that
+differs is named. In fp32 they must be equal to the bit; for this gradients are not clipped, since each engine takes
+their norm in an order of its own, and the last numbers of each tensor are rounded as all others, which Adam's kernels
+on CPUs do not do. In bf16, and where the batch is cut otherwise, all sums are taken in another order: then losses and
+gradient norms must agree within --tolerance. Exit code 1 says that something differs.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -40,7 +40,7 @@ from selfguide.networks.student import Outputs, Student, build_student
 from selfguide.spec.accumulation import cut_batch
 from selfguide.spec.config import Config
 from selfguide.spec.initial_weights import SCRATCH
-from selfguide.spec.run import Lease, RunFolder
+from selfguide.spec.run import Lease, RunFolder, strict_json
 from selfguide.spec.suggest import check_known
 from selfguide.spec.validate import validate
 from selfguide.training.initialise import initialise
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = compare(variants(config, options.ranks, cases), options.steps, options.tolerance)
     if options.json:
         print(
-            json.dumps(
+            strict_json(
                 {
                     "steps": options.steps,
                     "ranks": options.ranks,
@@ -176,8 +176,10 @@ def _engines(case: str, config: Config, ranks: int) -> list[Variant]:
         tried = _on(config, backend="deepspeed", zero_stage=stage)
         try:
             validate(tried)
-        except UserError:
-            continue  # of this experiment's settings; that it is refused is no difference
+        except UserError as error:
+            # of this experiment's settings: that it is refused is no difference
+            print(f"ZeRO-{stage}{case} is not tried: {error}", file=sys.stderr)
+            continue
         # stages 2 and 3 reduce each micro-batch, and add up what is reduced: the same terms in another order
         exact = config.engine.dtype == "fp32" and not (accumulates and stage >= 2)
         name = f"DeepSpeed ZeRO-{stage}{case}, {ranks} ranks"
@@ -217,7 +219,9 @@ def compare(tried: Sequence[Variant], steps: int, tolerance: float) -> list[Verd
             folder = folders[variant.name]
             folder.mkdir()
             # engines of their own processes: DeepSpeed changes torch in those where it starts
-            run_ranks(variant.ranks, trained, variant, steps, str(folder), timeout=None)
+            run_ranks(
+                variant.ranks, trained, variant, steps, str(folder), timeout=None, on_cpu=True
+            )
         return [
             judge(each, folders[each.reference], folders[each.name], steps, tolerance)
             for each in tried

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from selfguide.data.batch import Batch
 from selfguide.data.crop_flip import CropFlip, Size, box_masks
+from selfguide.data.transfer import on_device
 from selfguide.diffusion.conditions import Condition
 from selfguide.guidance.component import Component, Inputs
 from selfguide.guidance.labels import drop_images, frequencies
@@ -53,8 +54,7 @@ class Annotations:
         """The condition of the images at `ordinals` (B,), moved as `crop_flip` moved them, on `device`."""
         asked = self.row_of[ordinals.cpu().numpy()]
         values = {  # picking rows out of a map copies them, once
-            field: torch.from_numpy(np.asarray(rows[asked])).to(device)
-            for field, rows in self.rows.items()
+            field: on_device(np.asarray(rows[asked]), device) for field, rows in self.rows.items()
         }
         fields: dict[str, Tensor] = {}
         if "ids" in values:

@@ -185,8 +185,9 @@ def load(folder: Path, state: State, rank_info: RankInfo) -> None:
     manifest = storage.read_manifest(folder)
     if manifest is None:
         raise RuntimeError(f"{folder} is not a complete checkpoint")
-    engine = state.engine
-    if (difference := _difference(manifest, engine.layout)) is not None:
+    engine, held = state.engine, load_file(folder / REPLICATED)
+    difference = _difference(manifest, engine.layout) or _other_buffer(held, engine.module)
+    if difference is not None:
         raise UserError(
             f"{folder} was written by another model: {difference}. Resume it by its own config, or submit this one "
             "as a new run"
@@ -208,7 +209,6 @@ def load(folder: Path, state: State, rank_info: RankInfo) -> None:
     kept = manifest.get("accounts")  # checkpoints of before had none
     state.audits = None if kept is None else tuple(kept)
     state.stability.load(manifest.get("stability"), state.images)
-    held = load_file(folder / REPLICATED)
     with torch.no_grad():
         for name, buffer in engine.module.named_buffers():
             buffer.copy_(held[f"buffer.{name}"])
@@ -248,6 +248,17 @@ def _difference(manifest: Mapping[str, Any], layout: Layout) -> str | None:
         return f"{first} has another place among its parameters"
     if manifest["total"] != layout.total:
         return f"its parameters are {manifest['total']:,} numbers there and {layout.total:,} here"
+    return None
+
+
+def _other_buffer(held: Mapping[str, Tensor], module: nn.Module) -> str | None:
+    """The first buffer of this model that a checkpoint lacks, or holds in another shape; None where there is none."""
+    for name, buffer in module.named_buffers():
+        theirs = held.get(f"buffer.{name}")
+        if theirs is None:
+            return f"it lacks the buffer {name}, which this model has"
+        if theirs.shape != buffer.shape:
+            return f"{name} is {tuple(theirs.shape)} there and {tuple(buffer.shape)} here"
     return None
 
 

@@ -10,6 +10,7 @@ that is written at once, and all ranks come to the same decisions at the same st
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -174,7 +175,8 @@ class Saver:
         if self._ranges is None:
             self._ranges = gather(ranges)
         extra = checkpoint.about(state, self._ranges, self._lease)
-        return _Save(folder, state.images, extra, keep, requests, event, [*replicated.values()])
+        read = [*replicated.values(), *itertools.chain.from_iterable(vectors.values())]
+        return _Save(folder, state.images, extra, keep, requests, event, read)
 
     def _part(self, folder: Path, name: str, held: Mapping[str, Tensor]) -> Mapping[str, Any]:
         """The request to write tensors of the memory as one file."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from selfguide.data.batch import Batch
 from selfguide.data.crop_flip import CropFlip, sample_crop_flip
 from selfguide.data.normaliser import Normaliser
+from selfguide.data.transfer import on_device
 from selfguide.diffusion.objectives import Objective, sample_times
 from selfguide.distributed import RankInfo
 from selfguide.randomness import normal
@@ -50,8 +51,8 @@ class Training:
 def prepare_batch(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
     """A micro-batch on the device: normalised images, and noise that is theirs wherever they are trained."""
     config, device = job.config, job.rank_info.device
-    position = torch.as_tensor(arrays["position"], device=device)
-    x0 = job.normaliser.encode(torch.as_tensor(arrays["x"], device=device), config.seed, position)
+    position = on_device(arrays["position"], device)
+    x0 = job.normaliser.encode(on_device(arrays["x"], device), config.seed, position)
     x0, crop_flip = crop_and_flip(x0, config, job.normaliser.header, position)
     shown, x0 = x0, job.state.components.augment(x0, position)
     eps = normal(config.seed, "noise", position, tuple(x0.shape[1:]))
@@ -59,7 +60,7 @@ def prepare_batch(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
     tau = sample_times(config.path, preconditioning.path, config.seed, position, share)
     x = preconditioning.noised(x0, eps, tau).to(DTYPES[config.engine.dtype])
     ordinal = torch.as_tensor(arrays["ordinal"])  # on the CPU, where sidecars are looked up
-    label = torch.as_tensor(arrays["y"], device=device) if "y" in arrays else None
+    label = on_device(arrays["y"], device) if "y" in arrays else None
     batch = Batch(x0, eps, tau, x, position, ordinal, label, job.state.images, crop_flip=crop_flip)
     batch.unaugmented = None if shown is x0 else shown
     return batch

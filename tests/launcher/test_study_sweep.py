@@ -7,9 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import payloads
+import pytest
 
 from launcher import sweep_folder
+from shards.errors import UserError
+from tools.study.arms import UNCONDITIONAL
 from tools.study.training import named, train
+from tools.study.work import Study
 
 # one run of each of two kinds, which no product of lists makes
 LISTED = [("guidance=none", "seed=0"), ("guidance=labels", "seed=1")]
@@ -33,3 +37,22 @@ def test_runs_that_no_product_makes_are_one_sweep_and_are_not_trained_again(
     assert [each.run for each in again] == [each.run for each in found]
     assert [len(each.run.attempt_numbers()) for each in again] == [1, 1]
     assert [each.run for each in named(LISTED, settings)] == [each.run for each in found]
+
+
+def test_a_finished_run_with_other_snapshots_is_refused_before_anything_is_trained(
+    settings: list[str], runs: Path, payload: Callable[..., None], tmp_path: Path
+) -> None:
+    """Such a run would be guided by fewer weak models than the others, and searched over other candidates."""
+    payload(train=payloads.publish_all)
+    ours = ("runs=", "experiment=", "train.snapshot_every=")
+    own = tuple(word for word in settings if not word.startswith(ours))
+    coarse = Study(runs, tmp_path / "out", own, snapshots=1)
+    fine = Study(runs, tmp_path / "out", own, snapshots=2)
+    assert set(coarse.train({UNCONDITIONAL: [0]})) == {UNCONDITIONAL}
+    before = [each.root for each in sweep_folder.sweeps(runs)]
+    with pytest.raises(UserError, match=r"lacks those after .* give --runs DIR"):
+        fine.train({UNCONDITIONAL: [0, 1]})
+    assert [each.root for each in sweep_folder.sweeps(runs)] == before
+    with pytest.raises(UserError, match="give --runs DIR"):
+        fine.known([UNCONDITIONAL], [0])
+    assert set(coarse.known([UNCONDITIONAL], [0])) == {UNCONDITIONAL}

@@ -20,6 +20,7 @@ from selfguide.spec.config import (
 )
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import Fenced, Lease, RunFolder, image_folder, write_record
+from selfguide.training import checkpoint
 from selfguide.training.job import work
 from selfguide.training.retention import prune
 from selfguide.training.telemetry import Telemetry
@@ -180,6 +181,16 @@ def test_a_checkpoint_of_another_model_is_refused(ranks: Any, digits: Path, tmp_
     for other, named in ((deeper, "backbone.blocks.3."), (wider, "backbone.patchify.weight is (")):
         (said,) = ranks(1, refused, other, str(tmp_path / "run"))
         assert said.startswith("UserError") and named in said
+
+
+def test_a_buffer_that_a_checkpoint_lacks_or_holds_otherwise_is_named() -> None:
+    module = torch.nn.BatchNorm1d(4)
+    held = {f"buffer.{name}": buffer for name, buffer in module.named_buffers()}
+    assert checkpoint._other_buffer(held, module) is None
+    wider = {**held, "buffer.running_var": torch.ones(8)}
+    assert checkpoint._other_buffer(wider, module) == "running_var is (8,) there and (4,) here"
+    del held["buffer.running_mean"]
+    assert "lacks the buffer running_mean" in (checkpoint._other_buffer(held, module) or "")
 
 
 def test_shards_that_changed_under_a_run_are_refused(

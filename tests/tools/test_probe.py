@@ -156,13 +156,17 @@ def test_what_a_probe_chose_is_typed_to_the_next_run_as_it_is_printed(
     run = run_of(tmp_path / "digits" / "0123", digits)
     flags = [str(run.root), *SETTINGS, "--out", str(tmp_path / "out")]
     assert main([*flags, "--json"]) == 0
-    best = json.loads(capsys.readouterr().out)["linear_best"]
+    table = json.loads(capsys.readouterr().out)
+    best = table["linear_best"]
     assert main([*flags, "--choose", use]) == 0
     words = capsys.readouterr().out.split()
     small = ["contrastive.weight=0.01", "contrastive.hidden=32", "guidance=digits_online"]
     config = compose(["experiment=digits_dit", "cluster=local", *small, *words])
     validate(config)
     if use == "self_condition":
+        # no later layer could read the last one
+        earlier = [cell for cell in table["cells"] if cell["layer"] != "block_4"]
+        best = max(earlier, key=lambda cell: cell["linear_validation"])
         assert config.model.self_condition == best["layer"]
         return
     chosen = getattr(config, use)
@@ -186,3 +190,12 @@ def test_flags_of_probes_that_contradict_are_refused(
     with pytest.raises(UserError, match=value):
         main([str(run.root), *flags, "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_the_last_layer_alone_cannot_be_chosen_for_self_conditioning(
+    digits: Path, tmp_path: Path
+) -> None:
+    run = run_of(tmp_path / "digits" / "0123", digits)
+    flags = [str(run.root), *SETTINGS, "--layers", "block_4", "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match=r"only block_4 was probed.*leave --layers out"):
+        main([*flags, "--choose", "self_condition"])

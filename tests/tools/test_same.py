@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,33 @@ def test_variants_cut_the_batch_otherwise_where_statistics_allow_it(digits: Path
         "torch, 1 rank",
     ]
     assert not same.variants(cut, 2, ("accumulated",)), "as configured"
+
+
+@pytest.mark.slow
+def test_the_command_compares_every_engine_and_says_so_as_json(
+    digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "experiment=digits_dit",
+        f"data.root={digits}",
+        "train.batch=64",
+        "train.images=6400",
+        "train.ema_halflife=[500]",
+        "model.width=32",
+        "model.depth=2",
+        "model.heads=2",
+        "guidance.layer=1",
+    ]
+    cases = ["--cases", "configured,bf16", "--steps", "1", "--json"]
+    assert same.main([*words, *cases]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out, parse_constant=pytest.fail)
+    names = [each["name"] for each in found["variants"]]
+    assert names == [
+        *(f"DeepSpeed ZeRO-{stage}, 2 ranks" for stage in range(4)),
+        "torch, 1 rank",
+        *(f"DeepSpeed ZeRO-{stage}, bf16, 2 ranks" for stage in (1, 2, 3)),
+    ]
+    assert all(each["same"] for each in found["variants"])
+    assert [each["compared"] for each in found["variants"]] == ["bits"] * 4 + ["numbers"] * 4
+    assert "ZeRO-0, bf16 is not tried: " in said.err

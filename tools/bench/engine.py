@@ -64,7 +64,7 @@ def suite(repeats: int) -> list[Row]:
         for batch in BATCHES:
             words = [f"data.root={root}", "cluster=local", f"train.batch={batch}"]
             config = compose(["experiment=digits_uncond", *words])
-            found = run_ranks(WORLD, _timed, config, repeats, timeout=None)[0]
+            found = run_ranks(WORLD, _timed, config, repeats, timeout=None, on_cpu=True)[0]
             rows += [replace(row, name=f"{batch} images: {row.name}") for row in found]
     return rows
 

@@ -67,7 +67,7 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def suite(repeats: int) -> list[Row]:
-    return [row for world in WORLDS for row in run_ranks(world, _timed, repeats)[0]]
+    return [row for world in WORLDS for row in run_ranks(world, _timed, repeats, on_cpu=True)[0]]
 
 
 def _timed(rank_info: RankInfo, repeats: int) -> list[Row]:

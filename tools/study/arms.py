@@ -1,7 +1,8 @@
 """What the study compares: each arm is one way to find a condition, trained on the same images by the same network.
 
-An arm that needs groups beforehand has them from features of the unconditional arm's first seed, so that nothing of it
-has seen a label.
+An arm that needs groups beforehand has them from features of the unconditional arm's first seed, so that no training of
+it has seen a label. Labels of the digits did choose two settings, on which docs/study.md says more: the layer, pooling
+and noise-time of these features, and the temperature at which groups are found online.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Arm:
     settings: tuple[str, ...]
     # words of `tools.annotate` that find its groups beforehand
     groups_by: tuple[str, ...] = ()
-    # whether nothing of it has seen a human label
+    # whether no training of it has seen a human label
     label_free: bool = True
     data: str = "digits"
 

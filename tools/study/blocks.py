@@ -211,7 +211,12 @@ def of_emoji(runs: Mapping[Arm, Sequence[Trained]]) -> Iterator[Block]:
 
 
 def _scored(run: Trained) -> list[EvaluationRecord]:
-    return [record for record in records(run.run) if record.done and record.score is not None]
+    """By its own protocol: a sweep's are of others."""
+    return [
+        record
+        for record in records(run.run)
+        if record.done and record.score is not None and not record.sweep
+    ]
 
 
 def _of(found: Sequence[EvaluationRecord], images: int) -> str:

@@ -206,7 +206,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     # only the end is compared: a cadence is no part of a run, and evaluations cost training its cores
-    study = replace(work.Study.of(options), snapshots=1)
+    study = replace(work.Study.of(options), snapshots=1, evaluated=True)
     compared = COMPARISONS[options.data]
     arms = compared.by_experiment
     runs = study.train(dict.fromkeys(arms.values(), options.seeds))

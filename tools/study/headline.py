@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -43,6 +44,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     flags.check_least(options, 20, "search", "samples")
+    for weight in options.weights:
+        if not 1 < weight < math.inf:
+            raise UserError(f"--weights {weight:g}: give weights above 1, which is no guidance")
     arms = [ARMS[name] for name in dict.fromkeys(["class", *options.arms])]
     if len(arms) < 2:
         raise UserError(f"--arms class: name what it is compared with, {', '.join(list(ARMS)[1:])}")

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import time
 from collections.abc import Sequence
@@ -67,7 +68,7 @@ def write(
     for arm, runs in digits.items():
         cli.console(stderr=True).print(f"measuring {arm.name}, {len(runs)} runs")
         found[arm.name] = find_out(study.bench, arm, runs, search)
-    about = _about(options, time.monotonic() - began)
+    about = _about(options, search, time.monotonic() - began)
     folder = study.out.absolute()
     whole: list[Block] = [
         Heading("How far can a model guide itself?", 1),
@@ -88,22 +89,30 @@ def write(
     return 0
 
 
-def _about(options: argparse.Namespace, seconds: float) -> str:
-    """By which command, of which commit, on which machine, when, and in what time."""
-    words = [f"tools.study {options.verb}", "--seeds", *map(str, options.seeds), *options.overrides]
+def _about(options: argparse.Namespace, search: Search, seconds: float) -> str:
+    """By which command, of which commit, on which machine, when, with what search and in what time."""
+    arms = ["--arms", *options.arms] if getattr(options, "arms", None) else []
+    places = ["--runs", str(options.runs), "--out", str(options.out)]
     quick = ["--quick"] if options.quick else []
+    words = [options.verb, *arms, "--seeds", *map(str, options.seeds), *quick, *places]
     day = time.strftime("%Y-%m-%d", time.gmtime())
     return (
-        f"`python -m {' '.join([*words, *quick])}`, commit {_commit()}, {day}, {_processor()}, "
-        f"{len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, torch {torch.__version__}; "
-        f"measuring took {seconds / 60:.0f} minutes, without what had been kept."
+        f"`{shlex.join(['python', '-m', 'tools.study', *words, *options.overrides])}`, commit {_commit()}, {day}, "
+        f"{_processor()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, torch "
+        f"{torch.__version__}. Guidance is searched over weights {', '.join(f'{g:g}' for g in search.weights)} with "
+        f"{search.chooses:,} samples, and reported with {search.reports:,}. Measuring took {seconds / 60:.0f} minutes, "
+        "without what had been kept."
     )
 
 
 def _commit() -> str:
     at = Path(__file__).parent
     said = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=at, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty"],
+        cwd=at,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return said.stdout.strip() or "of an installation"
 

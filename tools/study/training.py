@@ -35,6 +35,11 @@ class Trained:
         """The folder of its last snapshot."""
         return self.run.snapshot(self.config.train.images)
 
+    @property
+    def finished(self) -> bool:
+        """Whether that is there; a run that nobody has submitted yet has no folder."""
+        return self.run.run_json.exists() and self.run.finished()
+
 
 def named(listed: Sequence[tuple[str, ...]], common: Sequence[str]) -> list[Trained]:
     """The runs that are meant by settings, each with those that all have in common, trained or not.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,8 @@ class Study:
     overrides: tuple[str, ...] = ()
     # of a run, evenly spread over its images
     snapshots: int = 4
+    # runs of digits are evaluated as they train; what this study measures it measures by itself
+    evaluated: bool = False
 
     @staticmethod
     def of(options: argparse.Namespace) -> Study:
@@ -52,8 +54,11 @@ class Study:
     @cached_property
     def root(self) -> str:
         """The digits' shards."""
-        typed = [word for word in self.overrides if word.startswith("data.root=")]
-        return typed[-1].partition("=")[2] if typed else DIGITS
+        return self._typed_roots[-1].partition("=")[2] if self._typed_roots else DIGITS
+
+    @property
+    def _typed_roots(self) -> tuple[str, ...]:
+        return tuple(word for word in self.overrides if word.startswith("data.root="))
 
     @cached_property
     def bench(self) -> Bench:
@@ -63,7 +68,7 @@ class Study:
         """Trains every arm with its seeds, as one sweep, and returns the runs by seed.
 
         Raises:
-            UserError: one of them cannot be trained, or failed.
+            UserError: one of them cannot be trained, failed, or lacks snapshots of this study.
         """
         if any(arm.data == "digits" for arm in seeds):
             self._make_digits()
@@ -72,26 +77,55 @@ class Study:
             train([self._with_cadence(UNCONDITIONAL.settings)], self._common)
             find_groups(found, self.root, self.first.final, self.notes)
         listed = _in_turn(seeds)
-        return _by_arm(listed, train([self._typed(*each) for each in listed], self._common))
+        typed = [self._typed(*each) for each in listed]
+        # a finished run is not trained again, whatever snapshots it has: better said before hours of training
+        self._check_snapshots(each for each in named(typed, self._common) if each.finished)
+        trained = train(typed, self._common)
+        self._check_snapshots(trained)
+        return _by_arm(listed, trained)
 
     def known(self, arms: Sequence[Arm], seeds: Sequence[int]) -> Runs:
         """The runs that have finished; arms of which none has are left out."""
         there = [arm for arm in arms if not arm.groups_by or (self.notes / arm.name).exists()]
         listed = _in_turn(dict.fromkeys(there, seeds))
         found = named([self._typed(*each) for each in listed], self._common)
-        done = [each for each in zip(listed, found, strict=True) if each[1].run.finished()]
+        done = [each for each in zip(listed, found, strict=True) if each[1].finished]
+        self._check_snapshots(each for _, each in done)
         return _by_arm([each for each, _ in done], [each for _, each in done])
+
+    def _check_snapshots(self, trained: Iterable[Trained]) -> None:
+        """
+        Raises:
+            UserError: a run lacks one of the snapshots that every run of this study has, by which arms would be
+                searched over different guidance.
+        """
+        for each in trained:
+            train, published = each.config.train, each.run.published()
+            wanted = range(train.snapshot_every, train.images + 1, train.snapshot_every)
+            # a snapshot is taken after the step that reaches its count
+            missing = [n for n in wanted if not any(0 <= at - n < train.batch for at in published)]
+            if missing:
+                raise UserError(
+                    f"{each.run.root} was trained with other snapshots than this study's and lacks those after "
+                    f"{', '.join(f'{n:,}' for n in missing)} images: give --runs DIR, a folder of the study's own"
+                )
 
     @property
     def _common(self) -> tuple[str, ...]:
         own = any(word.startswith("cluster=") for word in self.overrides)
-        return (*(() if own else ("cluster=local",)), *self.overrides, f"runs={self.runs}")
+        # where digits are is nothing that a run on other data could use
+        others = [word for word in self.overrides if word not in self._typed_roots]
+        return (*(() if own else ("cluster=local",)), *others, f"runs={self.runs}")
 
     def _typed(self, arm: Arm, seed: int) -> tuple[str, ...]:
         ids = (f"guidance.ids={self.notes / arm.name}",) if arm.groups_by else ()
-        return self._with_cadence((*arm.settings, *ids, f"seed={seed}"))
+        return self._with_cadence((*arm.settings, *ids, f"seed={seed}"), arm.data)
 
-    def _with_cadence(self, words: tuple[str, ...]) -> tuple[str, ...]:
+    def _with_cadence(self, words: tuple[str, ...], data: str = "digits") -> tuple[str, ...]:
+        if data == "digits":
+            words = (*words, *self._typed_roots)
+            asked = any(word.startswith("evaluation") for word in self.overrides)
+            words += () if self.evaluated or asked else ("evaluation=none",)
         images = compose([*words, *self._common]).train.images
         return (*words, f"train.snapshot_every={images // self.snapshots}")
 

@@ -164,7 +164,7 @@ def measured(
 
 
 def cases(extent: Extent) -> Iterator[tuple[str, int, Execution]]:
-    """The network that the goal is stated for comes first, at its middle batches."""
+    """The network that the goal is stated for comes first; of each network the larger batches do."""
     executions: tuple[Execution, ...] = ("compiled", "eager", "graph")
     middle = extent.batches[len(extent.batches) // 2 :] + extent.batches[: len(extent.batches) // 2]
     for model in extent.models:
@@ -180,9 +180,13 @@ def routing(extent: Extent, peak: Peak | None) -> Iterator[dict[str, Any]]:
         yield measured(extent.routed, extent.batch, execution, extent, peak, route)
 
 
-def stage(rank_info: RankInfo, stage: int | None, extent: Extent) -> float:
+def dtype_of(stage: int, extent: Extent) -> str:
+    """What a ZeRO stage is measured in: stage 0 has no masters beside the weights, so it trains in fp32 alone."""
+    return "fp32" if stage == 0 else dtype_name(extent.dtype)
+
+
+def stage(rank_info: RankInfo, stage: int | None, dtype: str, extent: Extent) -> float:
     """Seconds of a step under ZeRO `stage` on one rank, or of bare torch; in a process of its own."""
-    dtype = dtype_name(extent.dtype)
     engine: dict[str, Any] = {"backend": "torch", "dtype": dtype}
     if stage is not None:
         engine = {"backend": "deepspeed", "zero_stage": stage, "dtype": dtype}

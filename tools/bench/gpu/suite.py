@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
-import json
 import os
 import platform
 import subprocess
 import time
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 from selfguide.spec.config import EngineConfig
 from selfguide.spec.config.laws import fields_of
+from selfguide.spec.run import strict_json
 from selfguide.training.flops import Peak, peak_of
 from shards.errors import UserError
 from tools.bench.gpu import parts, steps, timing
@@ -34,8 +36,10 @@ def run(
     extent = timing.small(device) if small else timing.whole(device)
     peak = peak_of(device)
     report = Report(out, machine(device, peak), minutes)
-    for part in chosen:
-        _measure(part, extent, peak, report)
+    works = [work for part in chosen for work in _works(part, extent, peak)]
+    # many networks take most of the time: the first is measured in its place, the others when all else has been
+    for work in sorted(works, key=lambda each: each.later):
+        _measure(work, device, report)
 
 
 class Report:
@@ -63,7 +67,7 @@ class Report:
 
     def _write(self) -> None:
         begun = self._path.with_name(f".{self._path.name}")
-        begun.write_text(json.dumps(self.found, indent=1))
+        begun.write_text(strict_json(self.found, indent=1))
         begun.replace(self._path)
 
 
@@ -97,67 +101,80 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def _measure(part: str, extent: Extent, peak: Peak | None, report: Report) -> None:
-    for name, work in _works(part, extent, peak):
-        if report.late:
-            report.lacks(name, "no time was left; --minutes gives more, --only less to do")
-            continue
-        try:
-            for row in work():
-                report.add(part, row)
-        except Exception as error:  # noqa: BLE001 - the other parts are worth having
-            report.lacks(name, f"{type(error).__name__}: {str(error).strip()[-500:]}")
-        if extent.device.type == "cuda":
-            torch.cuda.empty_cache()
+def _measure(work: _Work, device: torch.device, report: Report) -> None:
+    if report.late:
+        report.lacks(work.name, "no time was left; --minutes gives more, --only less to do")
+        return
+    try:
+        for row in work.rows():
+            report.add(work.part, row)
+    except Exception as error:  # noqa: BLE001 - the other parts are worth having
+        report.lacks(work.name, f"{type(error).__name__}: {str(error).strip()[-500:]}")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
-Work = Callable[[], Iterator[dict[str, Any]]]
+Rows = Callable[[], Iterable[dict[str, Any]]]
 
 
-def _works(part: str, extent: Extent, peak: Peak | None) -> Iterator[tuple[str, Work]]:
-    """(name, work) of a part, apart so that one failure costs one of them."""
+@dataclass(frozen=True)
+class _Work:
+    """A piece of a part, of its own so that one failure, or the end of the time, costs one of them."""
+
+    part: str
+    name: str
+    rows: Rows
+    # behind all that is not
+    later: bool = False
+
+
+def _works(part: str, extent: Extent, peak: Peak | None) -> Iterator[_Work]:
     if part == "steps":
         for model, batch, execution in steps.cases(extent):
-            name = f"{model}, {batch} images, {execution}"
+            name, later = f"{model}, {batch} images, {execution}", model != extent.models[0]
             if execution == "graph" and extent.device.type != "cuda":
-                yield name, _absent("there are no CUDA graphs without a GPU")
+                yield _Work(part, name, _absent("there are no CUDA graphs without a GPU"), later)
                 continue
-            one = lambda m=model, b=batch, e=execution: iter(  # noqa: E731
-                [steps.measured(m, b, e, extent, peak)]
-            )
-            yield name, one
+            rows = lambda m=model, b=batch, e=execution: [  # noqa: E731
+                steps.measured(m, b, e, extent, peak)
+            ]
+            yield _Work(part, name, rows, later)
     elif part == "stages":
-        yield "stages", lambda: _stages(extent)
+        yield from _stages(extent)
     elif part == "routing":
-        yield "routing", lambda: steps.routing(extent, peak)
+        yield _Work(part, part, lambda: steps.routing(extent, peak))
     else:
-        yield part, lambda: getattr(parts, part)(extent)
+        yield _Work(part, part, lambda: getattr(parts, part)(extent))
 
 
-def _absent(why: str) -> Work:
-    def work() -> Iterator[dict[str, Any]]:
+def _absent(why: str) -> Rows:
+    def rows() -> Iterable[dict[str, Any]]:
         raise UserError(why)
 
-    return work
+    return rows
 
 
-def _stages(extent: Extent) -> Iterator[dict[str, Any]]:
-    """Each stage that there is, on one rank, in a process of its own, to bare torch in another."""
+def _stages(extent: Extent) -> Iterator[_Work]:
+    """Each stage that there is, on one rank, in a process of its own, to bare torch of its dtype in another."""
     if importlib.util.find_spec("deepspeed") is None:
-        raise UserError("deepspeed is not installed; --wheels takes a folder with its wheel")
+        missing = "deepspeed is not installed; --wheels takes a folder with its wheel"
+        yield _Work("stages", "stages", _absent(missing))
+        return
+    bare: dict[str, float] = {}
     kind = next(each.type for each in fields_of(EngineConfig) if each.name == "zero_stage")
-    bare = run_ranks(1, steps.stage, None, extent)[0]
-    yield {"engine": "torch", "ms": bare * 1e3, "ratio": 1.0}
     for stage in typing.get_args(kind):
-        try:
-            taken = run_ranks(1, steps.stage, stage, extent)[0]
-        except Exception as error:  # noqa: BLE001 - named, and the next stage may work
-            yield {
-                "engine": f"ZeRO-{stage}",
-                "problem": f"{type(error).__name__}: {str(error).strip()[-500:]}",
-            }
-            continue
-        yield {"engine": f"ZeRO-{stage}", "ms": taken * 1e3, "ratio": taken / bare}
+        yield _Work("stages", f"ZeRO-{stage}", functools.partial(_stage, stage, bare, extent))
+
+
+def _stage(stage: int, bare: dict[str, float], extent: Extent) -> Iterator[dict[str, Any]]:
+    """`bare` keeps the seconds of bare torch by dtype."""
+    dtype = steps.dtype_of(stage, extent)
+    if dtype not in bare:
+        bare[dtype] = run_ranks(1, steps.stage, None, dtype, extent)[0]
+        yield {"engine": "torch", "dtype": dtype, "ms": bare[dtype] * 1e3, "ratio": 1.0}
+    taken = run_ranks(1, steps.stage, stage, dtype, extent)[0]
+    ratio = taken / bare[dtype]
+    yield {"engine": f"ZeRO-{stage}", "dtype": dtype, "ms": taken * 1e3, "ratio": ratio}
 
 
 def _line(row: dict[str, Any]) -> str:
