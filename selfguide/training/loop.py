@@ -24,7 +24,7 @@ from selfguide.training.epochs import Epochs
 from selfguide.training.preview import preview
 from selfguide.training.stop import StopVote
 from selfguide.training.tuning import Tuning
-from selfguide.training.unstable import judge
+from selfguide.training.unstable import Unstable, judge
 from selfguide.training.work import Training, prepare_batch
 
 
@@ -48,7 +48,12 @@ def train(job: Training) -> None:
         if state.images >= total or due(tuning.log_every, state.images, config.train.batch):
             measured = state.components.report(state.images, state.teaching)
             line = job.telemetry.report(state.images, **measured)
-            judge(job, line.get("loss"))
+            try:
+                judge(job, line.get("loss"))
+            except Unstable:
+                # a run that goes back begins no second one beside it
+                tuning.trace.end(state.images)
+                raise
         job.telemetry.wall.mark("other")
         if job.saver is not None:
             job.saver.poll()

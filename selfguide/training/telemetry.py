@@ -262,6 +262,8 @@ class Telemetry:
         """Forgets the time since the last report: the rate should be of training alone."""
         self.wall.restart()
         self._since, self._images = time.monotonic(), images
+        # the stream of a run that went back counts from 0
+        self._reported = (0.0, 0)
 
 
 def _named(sections: Tensor) -> list[dict[str, float]]:
