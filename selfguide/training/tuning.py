@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from selfguide.distributed import RankInfo, on_rank_0
@@ -60,9 +61,10 @@ class Tuning:
             if settings.get("save", False):
                 save()
             stop |= settings.get("stop", False)
+            number = each["number"]
             if self._rank == 0:
-                log.info(f"request {each['number']} at {images:,} images: {_typed(settings)}")
-                tuning.record_applied(run, each["number"], attempt, images)
+                log.info(f"request {number} at {images:,} images: {_typed(settings)}")
+            on_rank_0(partial(tuning.record_applied, run, number, attempt, images))
         self.settled = newest
         if stop:
             self.trace.end(images)
