@@ -8,6 +8,7 @@ that publishes.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -265,6 +266,25 @@ def write_record(path: Path, record: dict[str, Any], *, replace: bool = False) -
     path.parent.mkdir(parents=True, exist_ok=True)
     data = strict_json({"time": time.time(), **record}, indent=1).encode()
     storage.publish(str(path), data, replace=replace)
+
+
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Adds one line of JSON to a file that nobody else writes; where it finds no room, nothing of it stays.
+
+    Raises:
+        NoRoomError: the disk is full, or may not be written.
+    """
+    line = (strict_json({"time": time.time(), **record}) + "\n").encode()
+    try:
+        with path.open("ab", buffering=0) as file:
+            before = file.tell()
+            if file.write(line) < len(line):
+                # the next line would be read as the rest of this one
+                file.truncate(before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        storage.refuse_no_room(path, len(line), error)
+        raise
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import time
 from dataclasses import asdict
 from pathlib import Path
 
 from selfguide.spec.advice import REMEMBERED, Line, advise, recorded
+from selfguide.spec.run import append_record
 
 log = logging.getLogger(__name__)
 
@@ -28,5 +27,4 @@ class Advisor:
             if advice.name not in self._given:
                 self._given.add(advice.name)
                 log.info("advice at %s images: %s", f"{advice.images:,}", advice.text)
-                with self._file.open("a") as file:  # one writer a file: the attempt's rank 0
-                    file.write(json.dumps({"time": time.time(), **asdict(advice)}) + "\n")
+                append_record(self._file, asdict(advice))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from selfguide.data.batch import joined
+from selfguide.distributed import on_rank_0
 from selfguide.guidance.component import Stepped
 from selfguide.randomness import stream_seed
 from selfguide.spec.accumulation import cut_batch
@@ -24,8 +26,10 @@ from selfguide.training.epochs import Epochs
 from selfguide.training.preview import preview
 from selfguide.training.stop import StopVote
 from selfguide.training.tuning import Tuning
-from selfguide.training.unstable import judge
+from selfguide.training.unstable import Unstable, judge
 from selfguide.training.work import Training, prepare_batch
+
+log = logging.getLogger(__name__)
 
 
 def train(job: Training) -> None:
@@ -48,7 +52,12 @@ def train(job: Training) -> None:
         if state.images >= total or due(tuning.log_every, state.images, config.train.batch):
             measured = state.components.report(state.images, state.teaching)
             line = job.telemetry.report(state.images, **measured)
-            judge(job, line.get("loss"))
+            try:
+                judge(job, line.get("loss"))
+            except Unstable:
+                # a run that goes back begins no second one beside it
+                tuning.trace.end(state.images)
+                raise
         job.telemetry.wall.mark("other")
         if job.saver is not None:
             job.saver.poll()
@@ -152,13 +161,28 @@ def publish_snapshot_if_due(job: Training) -> bool:
     """Publishes the snapshot of this image count where one is due and not there; returns whether one is due.
 
     Beside it are the samples that `train.preview` asks for.
+
+    Raises:
+        OSError: on all ranks alike, it cannot be written, unless train.save_failed=go_on; of the run's last one always.
     """
     config, state, run = job.config, job.state, job.lease.run
     last = state.images >= config.train.images
     if not last and not due(config.train.snapshot_every, state.images, config.train.batch):
         return False
     job.telemetry.say("snapshot", state.images)
-    publish.publish(run.snapshot(state.images), state, config, job.data, job.rank_info, job.lease)
+    folder = run.snapshot(state.images)
+    try:
+        publish.publish(folder, state, config, job.data, job.rank_info, job.lease)
+    except OSError as error:
+        # without the last one no run has finished
+        if last or config.train.save_failed == "stop":
+            raise
+        if job.rank_info.rank == 0:
+            log.warning(
+                f"no snapshot at {state.images:,} images: {error}. Training goes on, since train.save_failed=go_on"
+            )
+        on_rank_0(lambda: retention.clear(job.lease, folder))
+        return True
     if config.train.preview:
         preview(job)
     return True

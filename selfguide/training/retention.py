@@ -5,8 +5,10 @@ Torch-free, since the process that writes checkpoints deletes them as well.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfguide.spec.run import DAMAGED
@@ -15,9 +17,20 @@ from shards.storage import Url
 
 if TYPE_CHECKING:
     from selfguide.spec.config import TrainConfig
+    from selfguide.spec.run import Lease
+
+log = logging.getLogger(__name__)
 
 _PINS = "pins"
 _NAME = re.compile(r"img-(\d+)(\.\d+)?")
+
+
+def clear(lease: Lease, folder: Path) -> None:
+    """Deletes the parts of a checkpoint or snapshot that could not be written, since they may fill the disk."""
+    try:
+        lease.set_aside(folder)
+    except OSError as error:
+        log.warning(f"{folder} is left unfinished: {error}")
 
 
 def rules(

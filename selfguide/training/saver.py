@@ -285,11 +285,4 @@ class Saver:
             log.warning(
                 f"no checkpoint at {save.images:,} images: {error}. Training goes on, since train.save_failed=go_on"
             )
-        on_rank_0(lambda: self._tidy(save))
-
-    def _tidy(self, save: _Save) -> None:
-        """Deletes the parts of a checkpoint that is none, which may fill the disk."""
-        try:
-            self._lease.set_aside(save.folder)
-        except OSError as error:
-            log.warning(f"{save.folder} is left unfinished: {error}")
+        on_rank_0(lambda: retention.clear(self._lease, save.folder))

@@ -6,7 +6,7 @@ import functools
 import logging
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from selfguide.distributed import RankInfo, gather
+from selfguide.distributed import RankInfo, gather, on_rank_0
 from selfguide.networks.student import Student
 from selfguide.spec.config import Config
 from selfguide.spec.nodes import node_name
 from selfguide.spec.rank_status import RankStatus
-from selfguide.spec.run import RunFolder, strict_json, write_record
+from selfguide.spec.run import RunFolder, append_record, write_record
 from selfguide.training.advisor import Advisor
 from selfguide.training.engine.protocol import Step
 from selfguide.training.flops import Flops, Peak, count_flops, peak_of
@@ -45,6 +45,8 @@ class Telemetry:
     damaged: Sequence[Mapping[str, Any]] = ()
     # of the checkpoint that this attempt goes on from; None from scratch
     resumed_from: int | None = None
+    # training goes on without what finds no room, which was said
+    _goes_on = _told = False
     _flops: Flops | None = None
     _peak: Peak | None = None
     _teacher: Student | None = None
@@ -89,7 +91,11 @@ class Telemetry:
         return gather(node_name())
 
     def begin(self, config: Config, teacher: Student | None, images: int) -> None:
-        """From now on lines state FLOPs, those of `teacher` included, and MFU, and go to the trackers as well."""
+        """From now on lines state FLOPs, those of `teacher` included, and MFU, and go to the trackers as well.
+
+        What cannot be written stops training or not, as `train.save_failed` has it.
+        """
+        self._goes_on = config.train.save_failed == "go_on"
         if self._rank_info.rank:
             return
         self._trackers = Trackers(self._run, config, images)
@@ -119,7 +125,11 @@ class Telemetry:
         self._steps += 1
 
     def report(self, images: int, **extra: Any) -> dict[str, Any]:
-        """All ranks call: reduces, writes the line, starts the next window."""
+        """All ranks call: reduces, writes the line, starts the next window.
+
+        Raises:
+            OSError: as `say`.
+        """
         means: dict[str, Any] = self._means()
         spectrum = self.spectrum.take()
         now = time.monotonic()
@@ -135,14 +145,15 @@ class Telemetry:
         self._sums, self._counts, self._stepped = {}, {}, 0
         self._since, self._images = now, images
         self._rates = {name: line[name] for name in _KEPT if name in line}
+        self.say("train", **line)
         if self._rank_info.rank == 0:
-            with self._scalars.open("a") as file:  # one writer a file: the attempt's rank 0
-                file.write(strict_json({"time": time.time(), **line}) + "\n")
-            self.say("train", **line)
             log.info(_sentence(line, self._total))
-            self._advisor.hear(line)
             if self._trackers is not None:
                 self._trackers.add(line)
+        self._write(
+            lambda: append_record(self._scalars, line),
+            lambda: self._advisor.hear(line),
+        )
         return line
 
     def _means(self) -> dict[str, float | int]:
@@ -230,10 +241,12 @@ class Telemetry:
         return found
 
     def say(self, section: str, images: int, **extra: Any) -> None:
-        """What the run is doing now, for those who wait for it."""
+        """All ranks call: what the run is doing now, for those who wait for it.
+
+        Raises:
+            OSError: on all ranks alike, it cannot be written, unless train.save_failed=go_on.
+        """
         self.status.enter(section)
-        if self._rank_info.rank:
-            return
         facts = self._rates | extra
         rate = facts.get("images_per_s")
         eta = (self._total - images) / rate if rate else None
@@ -241,7 +254,28 @@ class Telemetry:
         record |= {"resumed_from": self.resumed_from, "save_s": self._save_s, **facts}
         if self.damaged:
             record["damaged"] = self.damaged
-        write_record(self._progress, record, replace=True)
+        self._write(lambda: write_record(self._progress, record, replace=True))
+
+    def _write(self, *writes: Callable[[], None]) -> None:
+        """All ranks call: rank 0 alone writes, and the others hear of a disk that takes nothing."""
+
+        def work() -> None:
+            for write in writes:
+                try:
+                    write()
+                except OSError as error:
+                    if not self._goes_on:
+                        raise
+                    if not self._told:
+                        log.warning(
+                            f"what the run says of itself is not written: {error}. Training goes on, since "
+                            "train.save_failed=go_on, and this is not said again"
+                        )
+                    self._told = True
+
+        # before the ranks are joined each is alone
+        if dist.is_initialized() or self._rank_info.rank == 0:
+            on_rank_0(work)
 
     def picture(self, images: int, png: bytes) -> None:
         """A grid of samples, for those trackers that show pictures."""
@@ -262,6 +296,8 @@ class Telemetry:
         """Forgets the time since the last report: the rate should be of training alone."""
         self.wall.restart()
         self._since, self._images = time.monotonic(), images
+        # the stream of a run that went back counts from 0
+        self._reported = (0.0, 0)
 
 
 def _named(sections: Tensor) -> list[dict[str, float]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from selfguide.distributed import RankInfo, broadcast_from_rank_0
+from selfguide.distributed import RankInfo, on_rank_0
 from selfguide.spec import tuning
 from selfguide.spec.run import Lease
 from selfguide.training.trace import Trace
@@ -22,15 +23,18 @@ class Tuning:
     """What is asked of one attempt; `log_every` outlives it, and the rest is for the attempt that it was asked of."""
 
     def __init__(self, lease: Lease, rank_info: RankInfo, log_every: int) -> None:
-        """All ranks call; what was asked of attempts before this one is settled."""
+        """All ranks call; what was asked of attempts before this one is settled.
+
+        So is what this one applied before it went back to a checkpoint: a request is applied once.
+        """
         self._lease, self._rank = lease, rank_info.rank
         self.trace = Trace(lease.run.root / "traces", rank_info.rank)
         self._looked = -float("inf")
         self._newest = 0
-        before = broadcast_from_rank_0(tuning.requests(lease.run) if self._rank == 0 else None)
-        others = [each for each in before if each["attempt"] < lease.number]
-        self.log_every = _last(others, log_every)
-        self.settled = max((each["number"] for each in others), default=0)
+        asked = on_rank_0(lambda: tuning.requests(lease.run))
+        settled = [each for each in asked if each["attempt"] < lease.number or each["applied"]]
+        self.log_every = _last(settled, log_every)
+        self.settled = max((each["number"] for each in settled), default=0)
 
     def newest(self) -> int:
         """Number of the newest request; of rank 0, which alone looks."""
@@ -47,11 +51,9 @@ class Tuning:
         if newest <= self.settled:
             return False
         run, attempt = self._lease.run, self._lease.number
-        asked = (
-            tuning.requests(run, self.settled)[: newest - self.settled] if self._rank == 0 else []
-        )
+        asked = on_rank_0(lambda: tuning.requests(run, self.settled)[: newest - self.settled])
         stop = False
-        for each in broadcast_from_rank_0(asked):
+        for each in asked:
             settings: dict[str, Any] = each["settings"]
             self.log_every = settings.get("log_every", self.log_every)
             if "trace" in settings and self._rank == 0:
@@ -59,9 +61,10 @@ class Tuning:
             if settings.get("save", False):
                 save()
             stop |= settings.get("stop", False)
+            number = each["number"]
             if self._rank == 0:
-                log.info(f"request {each['number']} at {images:,} images: {_typed(settings)}")
-                tuning.record_applied(run, each["number"], attempt, images)
+                log.info(f"request {number} at {images:,} images: {_typed(settings)}")
+            on_rank_0(partial(tuning.record_applied, run, number, attempt, images))
         self.settled = newest
         if stop:
             self.trace.end(images)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
 from selfguide.distributed import RankInfo
+from selfguide.spec import tuning
+from selfguide.spec.config import Config
 from selfguide.spec.run import Lease, RunFolder
-from selfguide.training import checkpoint, loop, roll_back
+from selfguide.training import checkpoint, loop, roll_back, work
 from selfguide.training.loop import advance
 from selfguide.training.unstable import RollBackError, Unstable, judge
 from selfguide.training.work import Training
 from shards import storage
 from tests.selfguide.test_loop import BATCH, Given, begun, masters
+from tests.selfguide.test_training import IMAGES, attempt, config, weights
 
 
 class Stream(Given):
@@ -142,3 +148,66 @@ def test_what_was_published_after_the_break_is_set_aside(single: RankInfo, tmp_p
     roll_back._forget(lease, 128, [{"to": 128}])
     assert folder.saved() == folder.published() == [128]
     assert (folder.snapshots / "damaged" / "img-000000256.0001" / "part").read_bytes() == b"weights"
+
+
+# steps of the real loop whose images are not finite: the run breaks at the second, and goes back to before the first
+BROKEN = (4 * BATCH, 5 * BATCH)
+
+
+def breaking(root: Path, **train: Any) -> Config:
+    """Of a run on the digits that is to go back once."""
+    made = config(root)
+    settings: dict[str, Any] = {"unstable": "roll_back", "skips": 2, "log_every": BATCH}
+    return replace(made, train=replace(made.train, **(settings | train)))
+
+
+def broken_once(rank_info: RankInfo, cfg: Config, root: str) -> list[int]:
+    """One attempt by the real loop; returns the first position of each micro-batch that this rank took."""
+    given: list[int] = []
+    place = work.crop_and_flip
+
+    def spoiled(x0: torch.Tensor, made: Config, header: Any, position: torch.Tensor) -> Any:
+        given.append(int(position[0]))
+        if given[-1] // BATCH * BATCH in BROKEN:
+            x0 = torch.full_like(x0, torch.nan)
+        return place(x0, made, header, position)
+
+    with patch.object(work, "crop_and_flip", spoiled):
+        attempt(rank_info, cfg, root)
+    return given
+
+
+def test_a_run_that_goes_back_applies_no_request_a_second_time(
+    single: RankInfo, digits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    tuning.ask(run, 1, {"trace": 1000, "save": True, "log_every": BATCH})
+    with caplog.at_level(logging.INFO):
+        broken_once(single, breaking(digits, log_every=6 * BATCH), str(run.root))
+    (record,) = roll_back.records(run)
+    assert (record["from"], record["to"]) == (6 * BATCH, 4 * BATCH)
+    assert caplog.text.count("request 1 at") == 1
+    (asked,) = tuning.requests(run)
+    assert asked["applied"]["images"] < 4 * BATCH
+    # the trace ended where the run broke, and none followed it
+    traces = [path.name for path in (run.root / "traces").iterdir()]
+    assert traces == [f"img-{6 * BATCH:012d}-rank-0.json.gz"]
+    lines = [json.loads(line) for line in (run.metrics / "train-0001.jsonl").open()]
+    after = [line["images"] for line in lines][-4:]
+    assert after == [BATCH * step for step in (5, 6, 7, 8)], "the cadence that was asked for"
+    assert all(line["data_wait"] >= 0 for line in lines), "counted by each stream from 0"
+
+
+def test_two_ranks_that_break_go_back_together_and_end(
+    ranks: Any, digits: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    first, second = ranks(2, broken_once, breaking(digits), str(run.root))
+    (record,) = roll_back.records(run)
+    assert (record["from"], record["to"], record["passed"]) == (6 * BATCH, 4 * BATCH, 2 * BATCH)
+    # the evidence of the break is prepared once more
+    taken = [step * BATCH for step in (0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9)]
+    assert first == taken
+    assert second == [each + BATCH // 2 for each in taken]
+    assert run.saved()[-1] == run.published()[-1] == IMAGES
+    assert all(weight.isfinite().all() for weight in weights(run.root).values())

@@ -76,8 +76,8 @@ class TrainConfig:
     checkpoint_writer: Annotated[Literal["process", "here"], NotIdentity()] = "process"
     # s3://BUCKET/FOLDER that each checkpoint is copied to, for the day on which the run's folder is gone; null for none
     checkpoint_store: Annotated[str | None, NotIdentity()] = None
-    # where one cannot be written, as on a full disk: the run stops, or says so and goes on. The last one of an attempt
-    # must be written in any case
+    # where one cannot be written, as on a full disk: the run stops, or says so and goes on; and so for snapshots and
+    # metrics. The last checkpoint of an attempt and the last snapshot of a run must be written in any case
     save_failed: Annotated[
         Literal["stop", "go_on"], ReadWith("checkpoint_writer=process"), NotIdentity()
     ] = "stop"
