@@ -222,6 +222,28 @@ def test_a_loss_that_jumps_breaks_a_run_where_it_is_asked_to(tmp_path: Path) -> 
         assert (stability.judge(4.5, last=False) is None) == (spike is None)
 
 
+@pytest.mark.parametrize(
+    ("usual", "high", "spike"),
+    [
+        ((1.0,), 2.9, 3.1),
+        ((-1.0,), 0.9, 1.1),
+        ((-2.0, -1.0), 1.4, 1.6),
+        ((0.02, -0.02), 0.03, 0.05),
+    ],
+)
+def test_a_loss_spike_of_any_sign_is_a_rise_by_so_many_times_the_usual_size(
+    usual: tuple[float, ...], high: float, spike: float
+) -> None:
+    """A loss with learned uncertainty falls below 0."""
+    said = []
+    for newest in (high, spike):
+        stability = Stability(TrainConfig(images=64, batch=64, loss_spike=3.0))
+        for loss in [*(10 * usual)[:10], newest]:
+            stability.stepped(torch.tensor(True))
+            said.append(stability.judge(loss, last=False))
+    assert said[:-1] == [None] * 21 and f"rose to {spike:g} from" in str(said[-1])
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=400), st.integers(1, 60), st.integers(1, 9))
 def test_counts_of_skipped_steps_pass_through_checkpoints(
     applied: list[bool], every: int, attempts: int
