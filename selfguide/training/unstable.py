@@ -122,7 +122,9 @@ def _watched(module: Student, batch: Batch, condition: Condition) -> tuple[str |
 
     hooks = [m.register_forward_hook(watch(n)) for n, m in module.named_modules() if n]
     try:
-        prediction = module.predict(batch.x, batch.tau, condition)
+        # a compiled block does not run hooks of now, or is compiled anew with them: their `if` over values is no graph
+        with torch.compiler.set_stance("force_eager"):
+            prediction = module.predict(batch.x, batch.tau, condition)
     finally:
         for hook in hooks:
             hook.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -15,13 +16,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._dynamo.utils import counters
 
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.objectives import build_objective
 from selfguide.distributed import RankInfo
 from selfguide.guidance.online import PROTOTYPES
+from selfguide.models.execution import configure_execution
 from selfguide.networks.student import build_student
-from selfguide.spec.config import TrainConfig
+from selfguide.spec.config import EngineConfig, TrainConfig
 from selfguide.spec.initial_weights import SCRATCH
 from selfguide.spec.run import Lease, RunFolder
 from selfguide.training.job import build_state
@@ -210,6 +213,36 @@ def test_what_breaks_in_the_network_is_named_by_its_module(tmp_path: Path) -> No
     layer.register_forward_hook(lambda _, __, output: output * float("inf"))
     with pytest.raises(Unstable, match=f"output of {re.escape(name)} is not finite"):
         watched(job, 2, skips=2)
+
+
+def test_what_breaks_in_a_compiled_block_is_named_by_its_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph runs no hook that came after it, and a new one cannot hold an `if` over values."""
+    # the same graphs, run by torch's own kernels: no C++ compiler is needed
+    by = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", lambda *a, options=None, **k: by(*a, **k))
+    torch._dynamo.reset()
+    counters.clear()
+    job = begun(tmp_path, 0)
+    backbone = job.state.engine.module.backbone
+    configure_execution(backbone, EngineConfig(compile=True), torch.device("cpu"))
+    name, layer = next(
+        (n, m)
+        for n, m in job.state.engine.module.named_modules()
+        if "blocks.1" in n and isinstance(m, torch.nn.Linear)
+    )
+    advance(job)  # finite, and compiled
+    with torch.no_grad():
+        layer.weight.fill_(float("inf"))
+    with pytest.raises(Unstable, match=f"output of {re.escape(name)} is not finite"):
+        watched(job, 2, skips=2)
+    assert (job.lease.run.attempt(1) / "numeric-0.json").exists()
+    # what was compiled goes on as before
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs
+    advance(job)
+    assert counters["stats"]["unique_graphs"] == graphs
 
 
 def test_a_loss_that_jumps_breaks_a_run_where_it_is_asked_to(tmp_path: Path) -> None:
