@@ -48,7 +48,10 @@ def judge(job: Training, loss: float | None) -> None:
         return
     found = _last_step(job)
     path = run.attempt(job.lease.number) / f"numeric-{rank}.json"
-    write_record(path, {"reason": reason, "rank": rank, "micro_batches": found}, replace=True)
+    # before clipping, over all ranks; null where it was not finite
+    norm = float(job.done.grad_norm) if job.done is not None else None
+    record = {"reason": reason, "rank": rank, "gradient_norm": norm, "micro_batches": found}
+    write_record(path, record, replace=True)
     mine = next((each["finding"] for each in found if each["finding"]), None)
     finding = (
         any_rank_error(mine and f"on rank {rank} {mine}") or "all of its forward pass is finite"

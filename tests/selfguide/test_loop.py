@@ -186,6 +186,7 @@ def test_a_run_that_skips_most_of_its_steps_ends_as_broken_and_names_the_images(
     assert job.state.images == 1024, "judged by the share of all, when training ends"
     assert "train.skipped_share=0.5" in str(error.value)
     left = json.loads((job.lease.run.attempt(1) / "numeric-0.json").read_text())
+    assert left["gradient_norm"] is None
     (kept,) = left["micro_batches"]
     assert kept["ordinals"] == kept["positions"] == list(range(960, 1024))
     assert [n for n, norm in enumerate(kept["norms"]) if norm is None] == [3]
@@ -253,6 +254,18 @@ def test_a_loss_that_jumps_breaks_a_run_where_it_is_asked_to(tmp_path: Path) -> 
             assert stability.judge(loss, last=False) is None
         stability.stepped(torch.tensor(True))
         assert (stability.judge(4.5, last=False) is None) == (spike is None)
+
+
+def test_the_gradient_norm_of_a_step_whose_loss_jumps_is_in_the_evidence(tmp_path: Path) -> None:
+    job = begun(tmp_path, 0)
+    job.state.stability.limits = replace(job.config.train, loss_spike=2.0)
+    job.state.stability.losses = [1e-6] * 10
+    advance(job)
+    line = job.telemetry.report(job.state.images)
+    with pytest.raises(Unstable, match="the loss rose"):
+        judge(job, line["loss"])
+    left = json.loads((job.lease.run.attempt(1) / "numeric-0.json").read_text())
+    assert left["gradient_norm"] == pytest.approx(line["grad_norm"]) and line["grad_norm"] > 0
 
 
 @pytest.mark.parametrize(
