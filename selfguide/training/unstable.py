@@ -48,8 +48,9 @@ def judge(job: Training, loss: float | None) -> None:
         return
     found = _last_step(job)
     path = run.attempt(job.lease.number) / f"numeric-{rank}.json"
-    # before clipping, over all ranks; null where it was not finite
-    norm = float(job.done.grad_norm) if job.done is not None else None
+    # over all ranks and before clipping; null where the step was skipped
+    done = job.done
+    norm = float(done.grad_norm) if done is not None and bool(done.applied) else None
     record = {"reason": reason, "rank": rank, "gradient_norm": norm, "micro_batches": found}
     write_record(path, record, replace=True)
     mine = next((each["finding"] for each in found if each["finding"]), None)
