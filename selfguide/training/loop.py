@@ -81,7 +81,7 @@ def train(job: Training) -> None:
 def advance(job: Training) -> None:
     """One step, and all that follows from it for averages, components and the teacher."""
     state, batch = job.state, job.config.train.batch
-    done = step(job)
+    done = job.done = step(job)
     job.telemetry.stepped(done)
     state.stability.stepped(done.applied)
     job.telemetry.read(job.stream.waited, job.stream.substituted)

@@ -71,16 +71,19 @@ class Stability:
 
     def _spike(self, loss: float | None) -> str | None:
         if loss is None or not math.isfinite(loss):
-            return None  # of a skipped step, which is counted above
+            return None  # of skipped steps alone, which are counted above
         before = self.losses[-REPORTS:]
         self.losses = [*before, loss][-REPORTS:]
         if self.limits.loss_spike is None or len(before) < REPORTS:
             return None
         usual = statistics.median(before)
-        if loss <= self.limits.loss_spike * usual:
+        # of losses above 0 this is `train.loss_spike` times the usual one; one with learned uncertainty falls below 0,
+        # and where it passes 0 the usual one is no measure of how much it moves
+        size = statistics.median(map(abs, before))
+        if loss <= usual + (self.limits.loss_spike - 1) * size:
             return None
         return (
-            f"the loss rose to {loss:.4g}, {loss / usual:.3g} times the median of the {REPORTS} reports before "
+            f"the loss rose to {loss:.4g} from {usual:.4g}, the median of the {REPORTS} reports before "
             f"(train.loss_spike={self.limits.loss_spike:g})"
         )
 

@@ -104,9 +104,14 @@ class Telemetry:
         self._flops = count_flops(config)
 
     def add(self, **scalars: Tensor | float) -> None:
-        """Scalars of a step or micro-batch; means are taken over calls and ranks."""
+        """Scalars of a step or micro-batch; means are taken over calls and ranks, of those that are finite.
+
+        One that is not finite is of a step that is skipped: it would hide the others until the next report.
+        """
         for name, value in scalars.items():
-            self._add(name, torch.as_tensor(value, dtype=torch.float32).detach(), 1)
+            each = torch.as_tensor(value, dtype=torch.float32).detach()
+            finite = each.isfinite()
+            self._add(name, torch.where(finite, each, 0.0), finite.long())
 
     def _add(self, name: str, value: Tensor, count: Tensor | int) -> None:
         self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -159,7 +164,8 @@ class Telemetry:
     def _means(self) -> dict[str, float | int]:
         """All ranks call: means over what was added since the last report, each device read once.
 
-        skipped  steps whose gradients were not finite; left out where there is none, as is a mean over nothing
+        skipped  steps whose gradients were not finite; left out where there is none, as is the norm where none was
+                 applied. A scalar that was never finite is NaN
         """
         names, device = sorted(self._sums), self._rank_info.device
         sums = torch.stack([self._sums[n].to(device) for n in names]).cpu()
@@ -172,7 +178,8 @@ class Telemetry:
             dist.all_reduce(sums)
             dist.all_reduce(counts)
         means = (sums / counts).tolist()
-        found = {n: m for n, m, c in zip(names, means, counts.tolist(), strict=True) if c}
+        columns = zip(names, means, counts.tolist(), strict=True)
+        found = {n: m for n, m, count in columns if count or n != "grad_norm"}
         return found | ({"skipped": skipped} if skipped else {})
 
     def _ranks(self, elapsed: float) -> dict[str, Any]:

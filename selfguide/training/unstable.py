@@ -48,7 +48,11 @@ def judge(job: Training, loss: float | None) -> None:
         return
     found = _last_step(job)
     path = run.attempt(job.lease.number) / f"numeric-{rank}.json"
-    write_record(path, {"reason": reason, "rank": rank, "micro_batches": found}, replace=True)
+    # over all ranks and before clipping; null where the step was skipped
+    done = job.done
+    norm = float(done.grad_norm) if done is not None and bool(done.applied) else None
+    record = {"reason": reason, "rank": rank, "gradient_norm": norm, "micro_batches": found}
+    write_record(path, record, replace=True)
     mine = next((each["finding"] for each in found if each["finding"]), None)
     finding = (
         any_rank_error(mine and f"on rank {rank} {mine}") or "all of its forward pass is finite"
@@ -122,7 +126,9 @@ def _watched(module: Student, batch: Batch, condition: Condition) -> tuple[str |
 
     hooks = [m.register_forward_hook(watch(n)) for n, m in module.named_modules() if n]
     try:
-        prediction = module.predict(batch.x, batch.tau, condition)
+        # a compiled block does not run hooks of now, or is compiled anew with them: their `if` over values is no graph
+        with torch.compiler.set_stance("force_eager"):
+            prediction = module.predict(batch.x, batch.tau, condition)
     finally:
         for hook in hooks:
             hook.remove()

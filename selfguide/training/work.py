@@ -18,7 +18,7 @@ from selfguide.distributed import RankInfo
 from selfguide.randomness import normal
 from selfguide.spec.config import Config
 from selfguide.spec.run import Lease
-from selfguide.training.engine.protocol import DTYPES
+from selfguide.training.engine.protocol import DTYPES, Step
 from selfguide.training.mirror import Mirror
 from selfguide.training.saver import Saver
 from selfguide.training.state import State
@@ -46,6 +46,8 @@ class Training:
     mirror: Mirror | None = None
     # of this rank and the last step, as they were read
     arrays: list[dict[str, np.ndarray]] = field(default_factory=list)
+    # the last step, unread
+    done: Step | None = None
 
 
 def prepare_batch(job: Training, arrays: dict[str, np.ndarray]) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -15,13 +16,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._dynamo.utils import counters
 
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.objectives import build_objective
 from selfguide.distributed import RankInfo
 from selfguide.guidance.online import PROTOTYPES
+from selfguide.models.execution import configure_execution
 from selfguide.networks.student import build_student
-from selfguide.spec.config import TrainConfig
+from selfguide.spec.config import EngineConfig, TrainConfig
 from selfguide.spec.initial_weights import SCRATCH
 from selfguide.spec.run import Lease, RunFolder
 from selfguide.training.job import build_state
@@ -183,6 +186,7 @@ def test_a_run_that_skips_most_of_its_steps_ends_as_broken_and_names_the_images(
     assert job.state.images == 1024, "judged by the share of all, when training ends"
     assert "train.skipped_share=0.5" in str(error.value)
     left = json.loads((job.lease.run.attempt(1) / "numeric-0.json").read_text())
+    assert left["gradient_norm"] is None
     (kept,) = left["micro_batches"]
     assert kept["ordinals"] == kept["positions"] == list(range(960, 1024))
     assert [n for n, norm in enumerate(kept["norms"]) if norm is None] == [3]
@@ -212,6 +216,36 @@ def test_what_breaks_in_the_network_is_named_by_its_module(tmp_path: Path) -> No
         watched(job, 2, skips=2)
 
 
+def test_what_breaks_in_a_compiled_block_is_named_by_its_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph runs no hook that came after it, and a new one cannot hold an `if` over values."""
+    # the same graphs, run by torch's own kernels: no C++ compiler is needed
+    by = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", lambda *a, options=None, **k: by(*a, **k))
+    torch._dynamo.reset()
+    counters.clear()
+    job = begun(tmp_path, 0)
+    backbone = job.state.engine.module.backbone
+    configure_execution(backbone, EngineConfig(compile=True), torch.device("cpu"))
+    name, layer = next(
+        (n, m)
+        for n, m in job.state.engine.module.named_modules()
+        if "blocks.1" in n and isinstance(m, torch.nn.Linear)
+    )
+    advance(job)  # finite, and compiled
+    with torch.no_grad():
+        layer.weight.fill_(float("inf"))
+    with pytest.raises(Unstable, match=f"output of {re.escape(name)} is not finite"):
+        watched(job, 2, skips=2)
+    assert (job.lease.run.attempt(1) / "numeric-0.json").exists()
+    # what was compiled goes on as before
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs
+    advance(job)
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
 def test_a_loss_that_jumps_breaks_a_run_where_it_is_asked_to(tmp_path: Path) -> None:
     for spike in (None, 4.0):
         stability = Stability(TrainConfig(images=64, batch=64, loss_spike=spike))
@@ -220,6 +254,40 @@ def test_a_loss_that_jumps_breaks_a_run_where_it_is_asked_to(tmp_path: Path) -> 
             assert stability.judge(loss, last=False) is None
         stability.stepped(torch.tensor(True))
         assert (stability.judge(4.5, last=False) is None) == (spike is None)
+
+
+def test_the_gradient_norm_of_a_step_whose_loss_jumps_is_in_the_evidence(tmp_path: Path) -> None:
+    job = begun(tmp_path, 0)
+    job.state.stability.limits = replace(job.config.train, loss_spike=2.0)
+    job.state.stability.losses = [1e-6] * 10
+    advance(job)
+    line = job.telemetry.report(job.state.images)
+    with pytest.raises(Unstable, match="the loss rose"):
+        judge(job, line["loss"])
+    left = json.loads((job.lease.run.attempt(1) / "numeric-0.json").read_text())
+    assert left["gradient_norm"] == pytest.approx(line["grad_norm"]) and line["grad_norm"] > 0
+
+
+@pytest.mark.parametrize(
+    ("usual", "high", "spike"),
+    [
+        ((1.0,), 2.9, 3.1),
+        ((-1.0,), 0.9, 1.1),
+        ((-2.0, -1.0), 1.4, 1.6),
+        ((0.02, -0.02), 0.03, 0.05),
+    ],
+)
+def test_a_loss_spike_of_any_sign_is_a_rise_by_so_many_times_the_usual_size(
+    usual: tuple[float, ...], high: float, spike: float
+) -> None:
+    """A loss with learned uncertainty falls below 0."""
+    said = []
+    for newest in (high, spike):
+        stability = Stability(TrainConfig(images=64, batch=64, loss_spike=3.0))
+        for loss in [*(10 * usual)[:10], newest]:
+            stability.stepped(torch.tensor(True))
+            said.append(stability.judge(loss, last=False))
+    assert said[:-1] == [None] * 21 and f"rose to {spike:g} from" in str(said[-1])
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=400), st.integers(1, 60), st.integers(1, 9))

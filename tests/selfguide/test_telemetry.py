@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,28 @@ def test_spectrum_of_patches_takes_the_share_of_each_kind() -> None:
     assert found["conditioned"]["loss"][first] == pytest.approx((1 + 0.25 * 3) / 1.25)
     assert found["null"]["loss"][first] == pytest.approx(3)
     assert sum(found["all"]["images"]) == pytest.approx(3)
+
+
+def means_with_nan(rank_info: RankInfo, folder: str) -> list[dict[str, Any]]:
+    """Two windows of two losses a rank: in the first one of four is not finite, in the second all are."""
+    telemetry = Telemetry(RunFolder(Path(folder)), 1, rank_info, 100)
+    lines = []
+    for window in ([(1.0, math.nan), (3.0, 5.0)], [(math.inf, math.nan)] * 2):
+        for loss in window[rank_info.rank]:
+            telemetry.add(loss=torch.tensor(loss), code_loss=1.0)
+        lines.append(telemetry.report(20))
+    return lines
+
+
+def test_mean_loss_with_a_loss_that_is_not_finite_is_that_of_the_others(
+    ranks: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "attempts" / "0001").mkdir(parents=True)
+    for some, none in ranks(2, means_with_nan, str(tmp_path)):
+        assert some["loss"] == 3.0 and some["code_loss"] == none["code_loss"] == 1.0
+        assert math.isnan(none["loss"])
+    kept = (tmp_path / "metrics" / "train-0001.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in kept] == [3.0, None]
 
 
 def reported(rank_info: RankInfo, folder: str) -> dict[str, Any]:

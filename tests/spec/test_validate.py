@@ -59,6 +59,8 @@ BAD = [
         "train.decay_images=256000",
         "take train.decay_images=128000",
     ),
+    ("train.loss_spike=1", "train.loss_spike=1.0", "(1.0, inf)"),
+    ("train.loss_spike=-3", "train.loss_spike=-3.0", "(1.0, inf)"),
     ("train.optimiser=lion", "train.optimiser='lion'", "adamw, adam, muon"),
     ("train.optimiser=muon", "compiles its kernels", "engine.backend=torch"),
     ("train.checkpoint_store=checkpoints", "train.checkpoint_store='checkpoints'", "s3://BUCKET"),

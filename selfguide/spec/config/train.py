@@ -87,8 +87,9 @@ class TrainConfig:
     skips: Annotated[int | None, AtLeast(1), NotIdentity()] = 100
     # and so does more than this share of the last 100 steps, or of all where training ends earlier
     skipped_share: Annotated[float | None, Within(0.0, 1.0), NotIdentity()] = 0.5
-    # and so does a report's loss above so many times the median of the ten before; null allows any
-    loss_spike: Annotated[float | None, Positive(), NotIdentity()] = None
+    # and so does a report's loss above so many times the median of the ten before; null allows any. A loss that may be
+    # negative may rise above their median by as much less one, times the median of their sizes
+    loss_spike: Annotated[float | None, Within(1.0, above=True), NotIdentity()] = None
     # what becomes of a broken run: it stops with class `numeric`, says so in its log and goes on, or goes back to the
     # newest checkpoint from before and passes over the images that broke it (PaLM, arXiv 2204.02311, section 5.1)
     unstable: Annotated[Literal["stop", "go_on", "roll_back"], NotIdentity()] = "stop"
