@@ -7,6 +7,7 @@ With --once this process does what watchers do, a single time and for all runs: 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -16,14 +17,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from launcher import watch
+from launcher import references, watch
 from launcher.compose import changed, combinations
 from launcher.folder import find, runs, takes_run
 from launcher.reconcile import act, decide
 from launcher.reconcile.decide import Point, counted
 from launcher.reconcile.view import RunView, read, read_many
+from launcher.references import Load, load_manifests
 from selfguide.spec.config import Config, SamplerConfig
+from selfguide.spec.config.evaluation import MANIFESTS
 from selfguide.spec.config.sampler import settings_read
+from selfguide.spec.data_fit import check_scored
 from selfguide.spec.lacks import lacks
 from selfguide.spec.recipe import Front
 from selfguide.spec.recipe import Point as Scored
@@ -247,9 +251,10 @@ def sweep(
     if images not in published:
         known = ", ".join(map(str, published))
         raise UserError(f"--images {images}: run {view.id} has snapshots at {known}")
-    found = ScoreSweep.at(
-        images, _configs(view, config, settings, images), in_flight=in_flight, confirm=confirm
-    )
+    configs = _configs(view, config, settings, images)
+    if confirm is not None:
+        _check_confirming(configs, confirm)
+    found = ScoreSweep.at(images, configs, in_flight=in_flight, confirm=confirm)
     found.publish(run)
     act.ask_for_scores(run, retry=retry)
     view = read(run)
@@ -275,7 +280,7 @@ def _configs(view: RunView, config: Config, settings: Sequence[str], images: int
     _check_settings(settings)
     found: dict[str, Config] = {}
     # of several protocols the first, unless the settings name another
-    config = next(iter(config.scored_by), config)
+    config, load = next(iter(config.scored_by), config), functools.cache(load_manifests)
     for words, _ in combinations(settings, several=False):
         of = changed(replace(config, sampler=_plain(config.sampler, words)), words)
         if of.evaluation.protocol == "none":
@@ -285,12 +290,39 @@ def _configs(view: RunView, config: Config, settings: Sequence[str], images: int
         if of.sampler.g != 1:
             check_snapshots(of.sampler.weak, images, view.published)
         validate(of)
+        of = _resolved(view, of, images, load)
         missing = lacks(of, _encoder(view, images))
         if missing and not view.lacks:
             raise UserError(missing[0].sentence)
         # what a sampler does not read makes no other point
         found.setdefault(decide.protocol(view, of, images).key, of)
     return list(found.values())
+
+
+def _resolved(view: RunView, config: Config, images: int, load: Load) -> Config:
+    """The config of a point as a submission would have resolved it, once its snapshot can be scored so.
+
+    Raises:
+        UserError: it cannot.
+    """
+    from shards.format.header import Header  # needs NumPy, which few commands do
+
+    evaluation = references.absolute(config.evaluation)
+    # what the run was submitted with keeps its hash, so that its score keeps its key
+    unknown = [name for name, hash in MANIFESTS.items() if getattr(evaluation, hash) is None]
+    evaluation = references.pinned(config, evaluation, load, unknown)
+    if header := view.snapshots[images]["data"].get("header"):
+        check_scored(config, Header.of(header))
+    return replace(config, evaluation=evaluation)
+
+
+def _check_confirming(configs: Sequence[Config], samples: int) -> None:
+    """Raises UserError where the point that is chosen could not be scored once more by so many samples."""
+    for each in configs:
+        try:
+            validate(decide.confirming(each, samples))
+        except UserError as error:
+            raise UserError(f"--confirm {samples}: {error}") from error
 
 
 def _check_settings(settings: Sequence[str]) -> None:

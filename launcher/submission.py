@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import backends, jobs, watch
+from launcher import backends, jobs, references, watch
 from launcher.compose import Frames, compose, without_group
 from launcher.folder import Attempt
 from launcher.new_attempt import submitting
@@ -24,10 +24,10 @@ from launcher.reconcile import act, decide, launch
 from launcher.reconcile.decide import Submission
 from launcher.reconcile.submission import leaves
 from launcher.reconcile.view import RunView, read
+from launcher.references import Load, load_manifests
 from selfguide.spec.annotations import check_annotations, promises
-from selfguide.spec.config import Config, EvaluationConfig
-from selfguide.spec.config.data import fits
-from selfguide.spec.data_fit import check_fit, check_labels
+from selfguide.spec.config import Config
+from selfguide.spec.data_fit import check_fit
 from selfguide.spec.files import plain
 from selfguide.spec.identity import digest, identity
 from selfguide.spec.initial_weights import begins_fresh, check_weights
@@ -41,9 +41,6 @@ from shards.errors import UserError
 if TYPE_CHECKING:
     from shards.format.manifest import Manifest
 
-
-# roots and shares -> manifests
-Load = Callable[["str | tuple[str, ...]", "tuple[float, ...] | None"], "list[Manifest]"]
 
 # settings of the command itself, which say nothing of the run
 _OF_COMMAND: dict[str, Any] = {"runs": "", "name": None, "follow": False, "dry_run": False}
@@ -306,7 +303,7 @@ def where(config: Config) -> str:
 
 def absolute(config: Config) -> Config:
     """Jobs run from their code copy, so paths must not depend on where they start."""
-    root, *mix = map(_absolute_root, (config.data.root, *config.data.mix))
+    root, *mix = map(references.absolute_root, (config.data.root, *config.data.mix))
     # not resolved: each node has its own
     cache = config.data.cache and str(storage.expanded(config.data.cache).absolute())
     # not resolved: a hub cache links names to blobs, and the name says what kind of file it is
@@ -317,29 +314,9 @@ def absolute(config: Config) -> Config:
         data=dataclasses.replace(config.data, root=root, mix=tuple(mix), cache=cache),
         init=dataclasses.replace(config.init, path=weights),
         guidance=config.guidance.absolute(),
-        evaluation=_absolute_evaluation(config.evaluation),
-        more_evaluations=tuple(map(_absolute_evaluation, config.more_evaluations)),
+        evaluation=references.absolute(config.evaluation),
+        more_evaluations=tuple(map(references.absolute, config.more_evaluations)),
     )
-
-
-def _absolute_evaluation(evaluation: EvaluationConfig) -> EvaluationConfig:
-    """Its paths; a reference without a folder that is not here is looked for where weights are."""
-    names = ("reference", "unconditional", "weights", "decoder")
-    files = {name: getattr(evaluation, name) for name in names}
-    for name in ("reference", "unconditional"):
-        if files[name] and "/" not in files[name] and not Path(files[name]).exists():
-            del files[name]
-    found: dict[str, Any] = {
-        n: str(storage.expanded(path).absolute()) for n, path in files.items() if path
-    }
-    for name in ("shards", "test"):
-        if root := getattr(evaluation, name):
-            found[name] = _absolute_root(root)
-    return dataclasses.replace(evaluation, **found)
-
-
-def _absolute_root(root: str) -> str:
-    return root if storage.is_remote(root) else str(storage.expanded(root).resolve())
 
 
 def first_weights(config: Config, run: RunFolder) -> str | None:
@@ -365,36 +342,12 @@ def first_weights(config: Config, run: RunFolder) -> str | None:
 def with_reference(config: Config, load: Load | None = None) -> Config:
     """The config with the hashes of the shards that samples are to be compared with, where it names any."""
     first, *more = (
-        _pinned(config, each, load) for each in (config.evaluation, *config.more_evaluations)
+        references.pinned(config, each, load)
+        for each in (config.evaluation, *config.more_evaluations)
     )
     if (first, tuple(more)) == (config.evaluation, config.more_evaluations):
         return config
     return dataclasses.replace(config, evaluation=first, more_evaluations=tuple(more))
-
-
-def _pinned(config: Config, evaluation: EvaluationConfig, load: Load | None) -> EvaluationConfig:
-    hashes: dict[str, Any] = {}
-    for name, field in (("shards", "manifest"), ("test", "test_manifest")):
-        root = getattr(evaluation, name)
-        if root is None:
-            continue
-        try:
-            (found,) = (load or load_manifests)(root, None)
-        except UserError as error:
-            raise UserError(f"evaluation.{name}={root}: {error}") from error
-        if evaluation.protocol == "probe":
-            check_labels(root, found)
-            if not fits(config.data, found.model_shape):
-                raise UserError(
-                    f"evaluation.{name}={root} are of {list(found.model_shape)} and the model of "
-                    f"data.shape={list(config.data.shape)}; give shards that are made as those in {config.data.root}"
-                )
-        elif found.header["kind"] != "image":
-            raise UserError(
-                f"evaluation.{name}={root} holds latents: name the shards of the images that were encoded"
-            )
-        hashes[field] = found.hash
-    return dataclasses.replace(evaluation, **hashes) if hashes else evaluation
 
 
 def check_files(config: Config, manifest: Manifest) -> tuple[str, ...]:
@@ -444,19 +397,6 @@ def check_data(config: Config, load: Load | None = None) -> str:
     found = (load or load_manifests)(config.data.roots, config.data.shares)
     check_fit(config, found)
     return mixing.identity(found, config.data.shares)
-
-
-def load_manifests(
-    roots: str | tuple[str, ...], shares: tuple[float, ...] | None
-) -> list[Manifest]:
-    """Reads the manifests of the data at these roots, mixed in these shares.
-
-    Raises:
-        UserError: they are not of one kind, or there are none.
-    """
-    from shards.read import mixing
-
-    return mixing.load_alike(roots, shares)[1]
 
 
 def job_shape(prepared: Prepared) -> str:

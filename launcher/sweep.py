@@ -28,13 +28,13 @@ from launcher.backends.local import gpus
 from launcher.compose import Frames, combinations
 from launcher.reconcile import decide
 from launcher.reconcile.view import read_many
+from launcher.references import load_manifests
 from launcher.submission import (
     Meant,
     Prepared,
     check,
     enter,
     job_shape,
-    load_manifests,
     meant,
     prepare,
     resolve,

@@ -215,12 +215,15 @@ def _confirming(
     if sweep.confirm is None or {record.key for record in known} != by_key.keys():
         return
     for front in recipe.fronts(known):
-        chosen = by_key[front.chosen].config
-        used = chosen.evaluation
-        first = used.seed + used.sets * used.samples
-        fresh = replace(used, samples=sweep.confirm, seed=first)
-        of = replace(chosen, evaluation=fresh)
+        of = confirming(by_key[front.chosen].config, sweep.confirm)
         yield _point(view, config, sweep, of, (front.selected_by,))
+
+
+def confirming(chosen: Config, samples: int) -> Config:
+    """Returns how the chosen point is scored once more: of so many samples, from seeds behind those that chose it."""
+    used = chosen.evaluation
+    first = used.seed + used.sets * used.samples
+    return replace(chosen, evaluation=replace(used, samples=samples, seed=first))
 
 
 def left_out(view: RunView, config: Config, images: int) -> str:

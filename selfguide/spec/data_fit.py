@@ -60,7 +60,7 @@ def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:
             f"guidance=labels, and the shards in {data.root} have no labels; take guidance=online"
         )
     for by in config.scored_by:
-        _check_scored(by, header)
+        check_scored(by, header)
         if by.evaluation.protocol == "probe":
             check_labels(data.root, manifest)
     if header.kind == "latent" and config.contrastive.on and config.contrastive.view == "moved":
@@ -73,8 +73,15 @@ def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:
         _check_cache(config, data.cache, manifests)
 
 
-def _check_scored(config: Config, header: Header) -> None:
-    """Samples of latents are compared as images, which latents are not."""
+def check_scored(config: Config, header: Header) -> None:
+    """Returns when samples can be compared with something: those of latents as images, which latents are not.
+
+    Args:
+        header: of the data that the model learns.
+
+    Raises:
+        UserError: they cannot.
+    """
     evaluation = config.evaluation
     features = FEATURES.get(evaluation.protocol)
     if features is not None and features.of_digits and header.kind == "latent":

@@ -18,6 +18,8 @@ Extra = Literal[
 _PROBE = "protocol=probe"
 # what NumPy's former generator takes, whose shuffles others draw
 _NUMPY_SEED = Within(0, 2**32 - 1)
+# fields that name shards, and those with the hash of these shards' manifest
+MANIFESTS = {"shards": "manifest", "test": "test_manifest"}
 
 
 @dataclass(frozen=True, kw_only=True)
