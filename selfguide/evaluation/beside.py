@@ -145,7 +145,7 @@ def _inception_score(of: Measured) -> Scores:
     found = [logits(torch.from_numpy(np.asarray(part)).to(of.net.device)).cpu() for part in parts]
     splits = min(of.evaluation.is_splits, len(of.features))
     score = inception_score(torch.cat(found), splits=splits, seed=of.evaluation.is_seed)
-    return {"inception_score": score.value}
+    return {"inception_score": score.value, "inception_score_of_splits_sd": score.sd}
 
 
 def _precision_recall(of: Measured) -> Scores:

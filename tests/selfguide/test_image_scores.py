@@ -444,7 +444,8 @@ def test_scores_of_adms_protocol_are_all_that_its_evaluator_gives(
     found, left_out = parted(scores_of("fid_adm", net, parts, known, full=True))
     assert len(left_out) == 10
     assert found.keys() == {
-        "fid_adm", "fid_adm_se", "fid_adm_corrected", "floor", "sfid", "inception_score", "precision",
+        "fid_adm", "fid_adm_se", "fid_adm_corrected", "floor", "sfid", "inception_score",
+        "inception_score_of_splits_sd", "precision",
         "recall",
     }  # fmt: skip
     assert found["sfid"] > 0

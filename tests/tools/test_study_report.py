@@ -42,9 +42,18 @@ def fd(value: float) -> FrechetScore:
     return FrechetScore(value, 0.0, value, (value,) * 10)
 
 
-def found(name: str, distances: dict[int, float], probe: float = 0.5) -> Found:
-    """An arm whose seeds have these distances."""
-    scores: list[Scores] = [{"even": fd(value), "odd": fd(value)} for value in distances.values()]
+def found(
+    name: str,
+    distances: dict[int, float],
+    probe: float = 0.5,
+    guided: dict[int, float] | None = None,
+) -> Found:
+    """An arm whose seeds have these distances, and with guidance the same or those of `guided`."""
+
+    def of(values: dict[int, float]) -> list[Scores]:
+        return [{"even": fd(value), "odd": fd(value)} for value in values.values()]
+
+    scores = of(distances)
     point = {"groups": {}, "probe": {"linear_accuracy": probe, "linear_accuracy_se": 0.01}}
     config = compose(["experiment=digits_uncond", "cluster=local"])
     return Found(
@@ -52,7 +61,9 @@ def found(name: str, distances: dict[int, float], probe: float = 0.5) -> Found:
         runs=[Trained(RunFolder(Path("none")), replace(config, seed=seed)) for seed in distances],
         curves=[[Point(images=7, fd=fd(value), **point)] for value in distances.values()],
         guided=Guided(
-            searched={Guide(): [s["even"] for s in scores]}, unguided=scores, best=scores
+            searched={Guide(): [s["even"] for s in scores]},
+            unguided=scores,
+            best=of(guided or distances),
         ),
     )
 
@@ -75,8 +86,22 @@ def test_an_ordering_is_judged_by_pairs_of_one_seed(better: dict[int, float], ve
     worse = {9: 0.0, 2: 3.0, 1: 3.1, 0: 2.9}
     known = {"class": found("class", better), "unconditional": found("unconditional", worse)}
     judged = blocks.judge(ORDERING, known)
-    assert judged is not None and judged.verdict == verdict
+    assert judged is not None and judged.verdict(judged.difference) == verdict
     assert judged.difference.each == pytest.approx([better[s] - worse[s] for s in (0, 1, 2)])
+
+
+def test_an_ordering_is_judged_with_guidance_as_well() -> None:
+    plain, better = {0: 3.0, 1: 3.1, 2: 2.9}, {0: 1.0, 1: 1.1, 2: 1.0}
+    known = {
+        "class": found("class", plain, guided=better),
+        "unconditional": found("unconditional", plain),
+    }
+    judged = blocks.judge(ORDERING, known)
+    assert judged is not None and judged.guided is not None
+    assert judged.verdict(judged.difference) == "not distinguishable"
+    assert judged.verdict(judged.guided) == "holds"
+    row = blocks._verdict(judged)
+    assert (row["here"], row["guided"]) == ("not distinguishable", "holds")
 
 
 def test_an_ordering_of_no_shared_seed_is_not_judged_and_accuracies_are_the_other_way() -> None:
@@ -89,7 +114,8 @@ def test_an_ordering_of_no_shared_seed_is_not_judged_and_accuracies_are_the_othe
             "unconditional": found("unconditional", {0: 1.0}, worse),
         }
         judged = blocks.judge(probes, arms)
-        assert judged is not None and judged.verdict == verdict
+        assert judged is not None and judged.verdict(judged.difference) == verdict
+        assert judged.guided is None
 
 
 def test_pages_say_the_same_escape_what_is_said_and_hold_their_pictures(tmp_path: Path) -> None:

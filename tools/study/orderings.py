@@ -100,15 +100,17 @@ class Judged:
     """An ordering, and what the study's runs say of it."""
 
     ordering: Ordering
-    # the better arm's score less the worse one's
+    # the better arm's score less the worse one's; of distances those without guidance
     difference: Paired
+    # and with each arm's best guidance, for most papers guide; None of accuracies
+    guided: Paired | None = None
 
-    @property
-    def verdict(self) -> Literal["holds", "does not hold", "not distinguishable"]:
+    def verdict(self, of: Paired) -> Literal["holds", "does not hold", "not distinguishable"]:
+        """What one of the two differences says of the ordering."""
         holds = "lower" if self.ordering.metric == "fd" else "higher"
-        if self.difference.verdict == "not distinguishable":
+        if of.verdict == "not distinguishable":
             return "not distinguishable"
-        return "holds" if self.difference.verdict == holds else "does not hold"
+        return "holds" if of.verdict == holds else "does not hold"
 
 
 def askable(names: Sequence[str]) -> list[Ordering]:
