@@ -31,11 +31,8 @@ from selfguide.spec import recipe
 from selfguide.spec.config import Config, SamplerConfig, build
 from selfguide.spec.config.evaluation import Expected
 from selfguide.spec.recipe import Front
-from selfguide.spec.records import EvaluationRecord
+from selfguide.spec.records import UNREADABLE, EvaluationRecord
 from selfguide.spec.run import RunFolder, names_in
-
-# what a file that is no record of ours raises, whichever way it is broken
-BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +198,7 @@ class Reader:
                 settled = run.state.word == "finished" and not run.unscored and not view.evaluations
                 files = now.get(place) if settled else None
                 found[place] = _Read(run, weights(view), files)
-            except BROKEN as error:
+            except UNREADABLE as error:
                 problems += [*own, _problem(view.folder.run_json, error)]
         if self._lasting:
             self._cache, self._before = self._cache.again(), found
@@ -331,7 +328,7 @@ def _fronts(view: RunView, problems: list[str]) -> tuple[Front, ...]:
             for point in front.points:
                 build(SamplerConfig, dict(point.sampler), "sampler")
         return found
-    except BROKEN as error:
+    except UNREADABLE as error:
         problems.append(_problem(recipe.recipe_path(view.folder), error))
         return ()
 
@@ -349,7 +346,7 @@ def _code(view: RunView, kept: Cache) -> Code | None:
 
 def _told(path: Path, kept: Cache) -> Mapping[str, Any]:
     """A small file that some attempts have; empty where there is none, or none that can be read."""
-    with contextlib.suppress(*BROKEN):
+    with contextlib.suppress(*UNREADABLE):
         return kept.get(str(path), parse.json_object)
     return {}
 
@@ -372,7 +369,7 @@ def _curves(run: RunFolder, problems: list[str], kept: Cache) -> dict[str, Curve
         path = f"{run.metrics}/{name}"
         try:
             file = dict(kept.get(path, curves.read_lines))
-        except BROKEN as error:
+        except UNREADABLE as error:
             problems.append(_problem(path, error))
             continue
         number = name[len("train-") : -len(".jsonl")]

@@ -17,7 +17,7 @@ from launcher.reconcile.cache import Cache
 from launcher.reconcile.model import AttemptView, EvaluationView, JobView, RunView
 from selfguide.spec.config import Config
 from selfguide.spec.lacks import lacks
-from selfguide.spec.records import PART, PARTS, EvaluationRecord
+from selfguide.spec.records import PART, PARTS, UNREADABLE, EvaluationRecord
 from selfguide.spec.run import RunFolder, image_folder, names_in
 from selfguide.spec.score_sweep import SWEEPS, ScoreSweep, sweeps_folder
 from selfguide.spec.selections import selection_files, with_selections
@@ -25,17 +25,6 @@ from shards import storage
 from shards.errors import DamagedError, UserError
 
 T = TypeVar("T")
-
-# what an unreadable file raises
-UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-)
 
 
 def problem(path: Path | str, error: Exception) -> str:

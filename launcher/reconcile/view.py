@@ -16,7 +16,8 @@ from launcher.backends import Record, settled
 from launcher.reconcile import cache
 from launcher.reconcile.cache import Cache
 from launcher.reconcile.model import AttemptView, EvaluationView, JobState, JobView, RunView
-from launcher.reconcile.reader import UNREADABLE, RunReader, problem
+from launcher.reconcile.reader import RunReader, problem
+from selfguide.spec.records import UNREADABLE
 from selfguide.spec.run import RunFolder
 from shards.errors import UserError
 

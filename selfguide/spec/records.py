@@ -29,10 +29,15 @@ from selfguide.spec.sizes import architecture
 
 log = logging.getLogger(__name__)
 
-# what a file that holds no record raises
-_UNREADABLE = (
-    *(OSError, ValueError, KeyError, TypeError),
-    *(AttributeError, OverflowError, RecursionError),
+# what a file that is no record of ours raises, whichever way it is broken
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
 )
 
 # of the record
@@ -449,7 +454,7 @@ def _read(paths: Iterable[Path]) -> Iterator[EvaluationRecord]:
     for path in paths:
         try:
             found = read_record_file(path)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             why = f"no {error}" if isinstance(error, KeyError) else str(error)
             log.warning(f"{path} is no evaluation record, and is left out: {why}")
         else:

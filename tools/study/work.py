@@ -34,7 +34,7 @@ class Study:
     overrides: tuple[str, ...] = ()
     # of a run, evenly spread over its images
     snapshots: int = 4
-    # runs of digits are evaluated as they train; what this study measures it measures by itself
+    # whether jobs score runs of digits while they train; what a study needs of these it measures by itself
     evaluated: bool = False
 
     @staticmethod
