@@ -89,7 +89,7 @@ def test_a_parser_without_settings_is_argparse() -> None:
         ("launcher.doctor", "--runs DIR cluster=nowhere --json seed=1"),
         ("tools.same", "experiment=digits_uncond --steps 1 cluster=nowhere"),
         ("tools.study.__main__", "headline --arms class online cluster=nowhere"),
-        ("tools.study.__main__", "headline --seeds 0 1 cluster=nowhere --weights 1 2"),
+        ("tools.study.__main__", "headline --seeds 0 1 cluster=nowhere --weights 1.2 2"),
     ],
 )
 def test_commands_take_settings_behind_their_options(
