@@ -5,18 +5,23 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from selfguide.snapshot import load
 from selfguide.spec.records import EvaluationRecord, records
-from selfguide.spec.weak import CONDITION
+from selfguide.spec.weak import CONDITION, weak_models
 from tools import drawing
+from tools.guide_search import EVERYWHERE
 from tools.study.arms import Arm
 from tools.study.document import Block, Heading, Paragraph, Picture, Table
 from tools.study.findings import Found, Point, draw_clusters
 from tools.study.guided import Paired, Scores, paired
-from tools.study.measure import REPORTS
+from tools.study.measure import REPORTS, Guide
 from tools.study.orderings import Judged, Ordering, askable
 from tools.study.training import Trained
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Value = Callable[[Point], float | None]
 PROBE = "linear_accuracy"
@@ -180,18 +185,57 @@ def _guidance(found: Mapping[str, Found], file: Path) -> Iterator[Block]:
             for guide in guides
         ]
     )
-    whole = sorted(
-        (guide for guide in guides if guide.weak == CONDITION and guide.interval == (0.0, 1.0)),
-        key=lambda guide: guide.g,
-    )
-    lines = {
-        name: ([guide.g for guide in whole], [of[guide] for guide in whole])
-        for name, of in means.items()
-        if all(guide in of for guide in whole)
-    }
-    yield _chart(
-        file, lines, "guidance weight g", "Distance over guidance by the dropped condition"
-    )
+    yield _over_weights(file, means)
+
+
+def _over_weights(file: Path, means: Mapping[str, Mapping[Guide, float]]) -> Picture:
+    """Distances over the weight, guided at all noise-times: a panel a weak model, without guidance at its left end."""
+    weak = {guide.weak for of in means.values() for guide in of if guide.g != 1} or {CONDITION}
+    with drawing.figure(file, 1, len(weak), size=(8, 4), sharey=True) as (whole, axes):
+        drawn: dict[str, Any] = {}
+        for axis, away in zip(axes[0], sorted(weak), strict=True):
+            for n, (name, of) in enumerate(means.items()):
+                points = {
+                    guide.g: distance
+                    for guide, distance in of.items()
+                    if guide.g == 1 or (guide.weak == away and guide.interval == EVERYWHERE)
+                }
+                if len(points) > 1:
+                    at = sorted(points)
+                    style = {"marker": "o", "markersize": 3, "color": f"C{n}"}
+                    (drawn[name],) = axis.plot(at, [points[g] for g in at], **style)
+            axis.set(xlabel="guidance weight g")
+            axis.set_title(f"away from {_weak(away)}", fontsize=9)
+            _of_distances(axis)
+        axes[0, 0].set(ylabel="distance")
+        listed = [name for name in means if name in drawn]
+        whole.legend(
+            [drawn[name] for name in listed],
+            listed,
+            loc="outside lower center",
+            ncols=4,
+            frameon=False,
+            fontsize=8,
+        )
+    return Picture(file, "Distance over guidance, by what it leads away from")
+
+
+def _of_distances(axis: Axes) -> None:
+    """Makes the upward axis one of ratios, its numbers as they are written in tables."""
+    from matplotlib.ticker import StrMethodFormatter
+
+    axis.set(yscale="log")
+    for each in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        each(StrMethodFormatter("{x:g}"))
+    drawing.open_frame(axis)
+
+
+def _weak(word: str) -> str:
+    """A weak model that a study searches over, in words."""
+    (weak,) = weak_models(word)
+    if weak.images is None:
+        return "the dropped condition"
+    return f"the snapshot after {weak.images:,} images"
 
 
 def _chart(
@@ -202,9 +246,9 @@ def _chart(
         axis = axes[0, 0]
         for name, (at, values) in lines.items():
             axis.plot(at, values, marker="o", markersize=3, label=name)
-        axis.set(xlabel=x, ylabel="distance", yscale="log")
+        axis.set(xlabel=x, ylabel="distance")
         axis.legend(frameon=False, fontsize=8)
-        drawing.open_frame(axis)
+        _of_distances(axis)
     return Picture(file, text)
 
 

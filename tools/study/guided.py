@@ -13,12 +13,13 @@ from selfguide.evaluation.metrics.frechet import FrechetScore
 from selfguide.snapshot import Snapshot, load
 from selfguide.spec.weak import CONDITION
 from shards import cli
+from tools.guide_search import EVERYWHERE
 from tools.study.measure import CHOOSES, Bench, Guide, Half, Set, difference
 from tools.study.training import Trained
 
 WEIGHTS = (1.15, 1.3, 1.5, 2.0)
 # everywhere, and without the noisiest and the cleanest times (Kynkaanniemi et al. 2024, arXiv 2404.07724)
-INTERVALS = ((0.0, 1.0), (0.2, 0.8))
+INTERVALS = (EVERYWHERE, (0.2, 0.8))
 # images that are reported are none of those that chose
 FRESH = 1_000_000
 LEVEL = 0.95

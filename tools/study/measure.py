@@ -40,6 +40,7 @@ from selfguide.spec.weak import CONDITION
 from shards.format import manifest as manifests
 from shards.format.manifest import digest
 from tools.better import drawn_pixels
+from tools.guide_search import EVERYWHERE
 
 # of the scans that fitted a net
 Half = Literal["even", "odd"]
@@ -54,7 +55,7 @@ class Guide:
     """What is changed of a run's sampler: how it is guided."""
 
     g: float = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
+    interval: tuple[float, float] = EVERYWHERE
     # what it leads away from, as `sampler.weak` words it
     weak: str = CONDITION
 
@@ -69,7 +70,7 @@ class Guide:
     def __str__(self) -> str:
         if self.g == 1:
             return "unguided"
-        where = "" if self.interval == (0.0, 1.0) else " in [{:g}, {:g}]".format(*self.interval)
+        where = "" if self.interval == EVERYWHERE else " in [{:g}, {:g}]".format(*self.interval)
         away = "" if self.weak == CONDITION else f" from {self.weak}"
         return f"g={self.g:g}{where}{away}"
 
