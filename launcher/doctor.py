@@ -32,9 +32,9 @@ from launcher.compose import changed
 from launcher.folder import Attempt, find, runs, tail
 from launcher.reconcile.lived import read_lived
 from launcher.reconcile.past import Past
-from launcher.reconcile.view import read
+from launcher.reconcile.view import RunView, read
 from launcher.sites import takes_config_dir
-from launcher.submission import absolute, resolve
+from launcher.submission import absolute, check_weak_snapshots, resolve
 from launcher.usage import complete_setting
 from selfguide.spec.config import Config
 from selfguide.spec.config.cluster import check_cluster
@@ -135,27 +135,38 @@ def read_words(words: Sequence[str], root: str) -> Asked:
         raise UserError(f"{' '.join(named)}: give one run")
     if named:
         run = find(named[0], Path(root))
-        kept = read(run).config
+        view = read(run)
+        kept = view.config
         if kept is None:
             raise UserError(
                 f"run {run.root.name} has no config that this version reads; give experiment=NAME"
             )
         config = changed(replace(kept, runs=str(run.root.parent.parent)), settings)
-        return Asked(config=_checked(config), run=run, sized=True)
+        return Asked(config=_checked(config, view), run=run, sized=True)
     keys = {word.partition("=")[0] for word in settings}
     if "runs" not in keys:
         settings = [*settings, f"runs={root}"]
     sized = "experiment" in keys
-    config = _checked(
-        resolve(settings if sized else [f"experiment={options('experiment')[0]}", *settings]), sized
-    )
+    if not sized:
+        settings = [f"experiment={options('experiment')[0]}", *settings]
+    config = resolve(settings)
     run = RunFolder(Path(config.runs) / config.experiment / str(config.name))
-    return Asked(config=config, run=run if run.run_json.exists() else None, sized=sized)
+    there = run.run_json.exists()
+    config = _checked(config, read(run) if there else None, sized=sized)
+    return Asked(config=config, run=run if there else None, sized=sized)
 
 
-def _checked(config: Config, sized: bool = True) -> Config:
+def _checked(config: Config, view: RunView | None, *, sized: bool = True) -> Config:
+    """
+    Args:
+        view: of the run, where there is one.
+
+    Raises:
+        UserError: it could not be submitted.
+    """
     if sized:
         validate(config)
+        check_weak_snapshots(config, view)
     else:
         check(config.cluster, "cluster")
         check_cluster(config.cluster, config.nodes)

@@ -20,7 +20,7 @@ from launcher.reconcile.past import Known, Past
 from launcher.reconcile.spans import measured
 from launcher.reconcile.view import LOOK_S, RunView, read
 from launcher.sites import takes_config_dir
-from launcher.submission import absolute, resolve
+from launcher.submission import absolute, check_weak_snapshots, resolve
 from selfguide.spec.config import Config
 from selfguide.spec.run import RunFolder
 from selfguide.spec.validate import validate
@@ -132,6 +132,7 @@ def _meant(words: Sequence[str], runs: Path) -> tuple[RunFolder | None, Config |
     if any("=" in word for word in words):
         config = absolute(resolve(words))
         validate(config)
+        check_weak_snapshots(config)
         return None, config
     if len(words) != 1:
         raise UserError(

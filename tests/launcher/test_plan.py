@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import subprocess
 import sys
@@ -183,3 +184,12 @@ def test_the_command_takes_settings_or_a_run(
 def test_the_command_imports_no_torch() -> None:
     code = "import sys, launcher.plan, launcher.ledger; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("module", ["launcher.plan", "launcher.doctor"])
+def test_guidance_away_from_a_snapshot_that_will_not_be_is_refused_as_submission_does(
+    module: str, tmp_path: Path
+) -> None:
+    words = ["experiment=digits_dit", f"runs={tmp_path}", "sampler.g=2", "cluster=local"]
+    with pytest.raises(UserError, match=r"take sampler\.weak=snapshot-96000 or"):
+        importlib.import_module(module).main([*words, "sampler.weak=snapshot-641"])
