@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import yaml
 
 from selfguide.spec.config import Config, build
 from selfguide.spec.config.build import built
+from selfguide.spec.config.laws import Neutral, fields_of
 from shards.errors import UserError
 
 # libyaml's safe loader where PyYAML has it: six times faster, and a list of runs reads hundreds of configs
@@ -43,7 +44,7 @@ def _set(value: Any) -> Any:
 
 
 def read_config(path: Path) -> Config:
-    """What `to_yaml` wrote.
+    """What `to_yaml` wrote; fields that did not exist then have their neutral values (`laws.Neutral`).
 
     Raises:
         UserError: another version wrote it, with other fields.
@@ -64,7 +65,22 @@ def _loaded(text: str) -> Any:
         groups = [_group(part) for part in _GROUP.split(text) if part]
         if groups and all(isinstance(group, dict) and len(group) == 1 for group in groups):
             return {key: value for group in groups for key, value in group.items()}
-    return yaml.load(text, Loader=_LOADER)
+    values = yaml.load(text, Loader=_LOADER)
+    return _of_then(values) if isinstance(values, dict) else values
+
+
+def _of_then(values: dict[str, Any]) -> dict[str, Any]:
+    """Groups of a config with what fields meant before they existed, where their defaults mean something else now."""
+    groups = {each.name: each.type for each in fields_of(Config)}
+    made = {}
+    for key, value in values.items():
+        group = groups.get(key)
+        if isinstance(value, dict) and isinstance(group, type) and is_dataclass(group):
+            laws = {each.name: (each.law(Neutral), each.default) for each in fields_of(group)}
+            later = {n: law.value for n, (law, now) in laws.items() if law and law.value != now}
+            value = later | value
+        made[key] = value
+    return made
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -74,7 +90,7 @@ def _group(text: str) -> Any:
         found = yaml.load(text, Loader=_LOADER)
         # what cannot be built is reported with the rest
         with contextlib.suppress(UserError):
-            return {key: built(Config, key, value) for key, value in found.items()}
+            return {key: built(Config, key, value) for key, value in _of_then(found).items()}
     except (yaml.YAMLError, AttributeError):
         return None
     return found

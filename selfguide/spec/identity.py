@@ -45,6 +45,10 @@ def identity(
     named = {}
     if config.model.self_condition is not None:
         named["self_condition"] = architecture(config).self_condition
+    # what is decayed changes nothing where nothing is
+    train = identity_of(config.train)
+    if not config.train.weight_decay:
+        train.pop("decayed", None)
     # the weights themselves, not where they lie
     begins = {} if init.source == "scratch" else identity_of(init) | {"sha256": weights}
     return {
@@ -54,7 +58,7 @@ def identity(
         "model": identity_of(config.model) | named,
         "path": identity_of(config.path),
         "guidance": identity_of(guidance) | guidance.identity(config, annotations or {}),
-        "train": identity_of(config.train),
+        "train": train,
         "engine": identity_of(config.engine),
         "seed": config.seed,
     } | {

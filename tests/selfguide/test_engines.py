@@ -57,6 +57,7 @@ def config(
             learning_rate=1e-2,
             clip=clip,
             weight_decay=0.01,
+            decayed="all",
         ),
         engine=EngineConfig(backend=backend, zero_stage=stage, dtype=dtype),  # type: ignore[arg-type]
     )

@@ -27,7 +27,7 @@ BATCH = 16
 
 def trained_with(**train: Any) -> Config:
     cfg = config("torch")
-    return replace(cfg, train=replace(cfg.train, **train))
+    return replace(cfg, train=replace(cfg.train, **{"decayed": "matrices"} | train))
 
 
 def alone(cfg: Config) -> tuple[Engine, RankInfo]:
@@ -58,11 +58,11 @@ def test_every_parameter_of_every_family_has_the_tag_of_what_it_does() -> None:
 @pytest.mark.parametrize(
     ("train", "groups"),
     [
-        ({}, {"all": 0.5}),
-        ({"decayed": "matrices"}, {"all": 0.5, "undecayed": 0.0}),
-        ({"decayed": "matrices", "weight_decay": 0.0}, {"all": 0.0}),
-        ({"optimiser": "muon"}, {"all": 0.5, "muon": 0.5}),
-        ({"optimiser": "muon", "decayed": "matrices"}, {"all": 0.5, "muon": 0.5, "undecayed": 0.0}),
+        ({"decayed": "all"}, {"all": 0.5}),
+        ({}, {"all": 0.5, "undecayed": 0.0}),
+        ({"weight_decay": 0.0}, {"all": 0.0}),
+        ({"optimiser": "muon", "decayed": "all"}, {"all": 0.5, "muon": 0.5}),
+        ({"optimiser": "muon"}, {"all": 0.5, "muon": 0.5, "undecayed": 0.0}),
     ],
 )
 def test_groups_are_as_many_as_the_optimiser_treats_apart(
@@ -82,7 +82,7 @@ def test_groups_are_as_many_as_the_optimiser_treats_apart(
 def test_decay_of_matrices_alone_leaves_everything_else_as_without_decay() -> None:
     ends = {}
     for decay in (0.0, 50.0):
-        engine, rank_info = alone(trained_with(decayed="matrices", weight_decay=decay))
+        engine, rank_info = alone(trained_with(weight_decay=decay))
         step(engine, rank_info, 0, BATCH)
         ends[decay] = engine.layout.split(engine.gather(engine.masters))
     tags = tags_of(engine.module)
@@ -100,7 +100,7 @@ def stepped(cfg: Config, count: int) -> dict[str, Tensor]:
 
 def test_muon_steps_matrices_as_torchs_does_and_adamw_the_rest() -> None:
     """One step: in later ones a rounding of the fused AdamW may turn a gradient that is all but zero."""
-    cfg = trained_with(optimiser="muon", weight_decay=0.1)
+    cfg = trained_with(optimiser="muon", weight_decay=0.1, decayed="all")
     ours = stepped(cfg, 1)
     student = perturbed(cfg)
     named, tags = dict(student.named_parameters()), tags_of(student)

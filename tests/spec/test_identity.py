@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, fields, make_dataclass, replace
-from typing import Annotated, Any
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from launcher.compose import compose, known_keys
 from selfguide.spec.config import Config, TrainConfig, build
 from selfguide.spec.config.laws import Formerly, Neutral, NotIdentity, fields_of, identity_of
+from selfguide.spec.files import read_config, to_yaml
 from selfguide.spec.identity import digest, identity
 from shards.errors import UserError
 
@@ -124,3 +126,30 @@ def test_a_layer_that_conditions_later_ones_is_one_by_number_and_by_name() -> No
         for layer in ("2", "block_2", "block_3")
     )
     assert by_number == by_name != other
+
+
+def test_what_weight_decay_spares_is_in_the_identity_where_there_is_any() -> None:
+    def of(*words: str) -> dict[str, Any]:
+        return identity(compose([*DIGITS, *words]), "0")
+
+    spared, every = of("train.weight_decay=0.1"), of("train.weight_decay=0.1", "train.decayed=all")
+    assert spared["train"]["decayed"] == "matrices" and "decayed" not in every["train"]
+    assert of() == of("train.decayed=weights") == of("train.decayed=all")
+
+
+def test_a_config_that_lacks_a_later_field_is_read_at_its_neutral_value(tmp_path: Path) -> None:
+    """Every field whose default is another is in a group that is read so."""
+    file, config = tmp_path / "config.yaml", compose([*DIGITS, "train.weight_decay=0.1"])
+    file.write_text(to_yaml(config).replace("  decayed: matrices\n", ""))
+    assert read_config(file) == replace(config, train=replace(config.train, decayed="all"))
+    file.write_text(to_yaml(config))
+    assert read_config(file) == config
+
+    def later(cls: Any) -> set[str]:
+        laws = {each.name: (each.law(Neutral), each.default) for each in fields_of(cls)}
+        return {name for name, (law, default) in laws.items() if law and law.value != default}
+
+    read_so = {each.type for each in fields_of(Config)}
+    inner = {kind for each in fields_of(Config) for kind in get_args(each.type)}
+    assert later(TrainConfig) == {"decayed"} and TrainConfig in read_so
+    assert not any(later(kind) for kind in inner if is_dataclass(kind))

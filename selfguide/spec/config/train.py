@@ -46,9 +46,9 @@ class TrainConfig:
     )
     betas: Annotated[tuple[float, float], Within(0.0, 1.0, below=True)] = (0.9, 0.999)
     weight_decay: Annotated[float, Within(0.0)] = 0.0
-    # what weight decay acts on: everything, as U-ViT and SGDM have it; neither biases nor position embeddings (DDAE++);
-    # or matrices and kernels alone, no biases, norms, embeddings and tokens (minGPT's rule)
-    decayed: Annotated[Literal["all", "weights", "matrices"], Neutral("all")] = "all"
+    # what weight decay acts on: matrices and kernels alone, no biases, norms, embeddings and tokens (minGPT's rule);
+    # all but biases and position embeddings (DDAE++); or everything, as U-ViT and SGDM have it
+    decayed: Annotated[Literal["all", "weights", "matrices"], Neutral("all")] = "matrices"
     # muon is for matrices, and AdamW for the rest (Jordan et al. 2024); adam has weight decay in the gradient
     optimiser: Annotated[Literal["adamw", "adam", "muon"], Neutral("adamw")] = "adamw"
     # of the gradient's norm; null is none, as DiT, SiT, U-ViT, EDM and SGFM have it
