@@ -27,17 +27,25 @@ class StopVote:
     """
 
     def __init__(
-        self, status: RankStatus, stream: Stream, newest: Callable[[], int] = lambda: 0
+        self,
+        status: RankStatus,
+        stream: Stream,
+        newest: Callable[[], int] = lambda: 0,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         """All ranks call. A group of its own, so that an answer which is under way delays no other collective.
 
-        `newest` returns the number of the newest request that this rank has seen.
+        Args:
+            newest: returns the number of the newest request that this rank has seen.
+            group: of the vote before this one, which may still have an answer under way; None makes one.
         """
         self._status, self._stream, self._newest = status, stream, newest
         self.request = 0
-        group = dist.new_group(backend="gloo") if world_size() > 1 else None
-        assert not isinstance(group, int), "this rank is in the group"
-        self._group = group
+        if group is None and world_size() > 1:
+            made = dist.new_group(backend="gloo")
+            assert not isinstance(made, int), "this rank is in the group"
+            group = made
+        self.group = group
         self._asked: tuple[Tensor, dist.Work | None] | None = None
 
     def stop(self, *, at_once: bool) -> int:
@@ -66,8 +74,8 @@ class StopVote:
     def _ask(self, behind: bool) -> None:
         mine = torch.tensor([self._status.stop, behind, self._newest()], dtype=torch.int32)
         work = None
-        if self._group is not None:
-            work = dist.all_reduce(mine, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        if self.group is not None:
+            work = dist.all_reduce(mine, dist.ReduceOp.MAX, group=self.group, async_op=True)
         self._asked = mine, work
 
     def _answer(self) -> tuple[int, bool]:

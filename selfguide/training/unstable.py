@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from selfguide.data.batch import Batch
 from selfguide.diffusion.conditions import Condition
 from selfguide.diffusion.objectives import Objective
-from selfguide.distributed import any_rank_error
+from selfguide.distributed import gather
 from selfguide.networks.student import Student
 from selfguide.spec.run import write_record
 from selfguide.training.work import Training, prepare_batch
@@ -36,7 +37,9 @@ def judge(job: Training, loss: float | None) -> None:
 
     Raises:
         Unstable: on all ranks alike; each has left what its last step read in the attempt's folder. It says what is
-            not finite on the first rank that found something.
+            not finite on the first rank that found something, and why a rank could not leave that.
+        OSError: on all ranks alike, one could not leave it, and the run would go back without it: not where
+            train.save_failed=go_on.
     """
     config, rank, run = job.config, job.rank_info.rank, job.lease.run
     reason = job.state.stability.judge(loss, last=job.state.images >= config.train.images)
@@ -52,17 +55,32 @@ def judge(job: Training, loss: float | None) -> None:
     done = job.done
     norm = float(done.grad_norm) if done is not None and bool(done.applied) else None
     record = {"reason": reason, "rank": rank, "gradient_norm": norm, "micro_batches": found}
-    write_record(path, record, replace=True)
     mine = next((each["finding"] for each in found if each["finding"]), None)
-    finding = (
-        any_rank_error(mine and f"on rank {rank} {mine}") or "all of its forward pass is finite"
-    )
-    kind = RollBackError if config.train.unstable == "roll_back" else Unstable
+    told = gather((mine and f"on rank {rank} {mine}", _write(path, record)))
+    finding = next((each for each, _ in told if each), "all of its forward pass is finite")
+    failed = next((error for _, error in told if error is not None), None)
+    back = config.train.unstable == "roll_back"
+    # one that stops for its numbers says that, and what else is wrong beside it
+    if failed is not None and back and config.train.save_failed == "stop":
+        raise failed
+    kept = f"{path} holds its images, noise-times and losses"
+    if failed is not None:
+        kept = f"its images, noise-times and losses are not kept, since {failed}"
+    kind = RollBackError if back else Unstable
     raise kind(
-        f"{reason}. Of the last step, {finding}; {path} holds its images, noise-times and losses. Mend the "
+        f"{reason}. Of the last step, {finding}; {kept}. Mend the "
         "data, or submit it again with a lower train.learning_rate or with train.clip=1. To go on as it is: "
         f"python -m launcher.resume {shlex.quote(str(run.root))} train.unstable=go_on"
     )
+
+
+def _write(path: Path, record: dict[str, Any]) -> OSError | None:
+    """Writes what this rank leaves; returns why it cannot: the other ranks wait to hear how it went."""
+    try:
+        write_record(path, record, replace=True)
+    except OSError as error:
+        return error
+    return None
 
 
 def _last_step(job: Training) -> list[dict[str, Any]]:

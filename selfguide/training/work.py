@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from selfguide.data.batch import Batch
@@ -44,6 +45,9 @@ class Training:
     saver: Saver | None = None
     # without one checkpoints are in the run's folder alone
     mirror: Mirror | None = None
+    # kept where the run goes back to a checkpoint. One that is left would take its count of collectives along, and a
+    # rank that has left it would seem behind those that have not (`selfguide.distributed.collectives`)
+    vote_group: dist.ProcessGroup | None = None
     # of this rank and the last step, as they were read
     arrays: list[dict[str, np.ndarray]] = field(default_factory=list)
     # the last step, unread

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,12 @@ from selfguide.training.state import State
 from selfguide.training.stored import open_checkpoint
 from selfguide.training.work import Training
 from tests.resume_kit.kit import Kill, Seen
+from tests.selfguide.dying_writer import STRUCK, Point, struck
 from tests.selfguide.test_training import attempt
 from tools.ranks import RankFailed, run_ranks
 
-# in the folder of an attempt that died as it was to
-_KILLED = "killed"
+# at which point the process that writes a checkpoint is when a share of it is done
+_POINTS: Mapping[float, Point] = {0.0: "part", 0.5: "parts", 0.9: "manifest"}
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Real:
             run_ranks(world, _work, self.config, str(folder), kill, start="forkserver")
         except RankFailed:
             # not by itself
-            died = (run.attempt(run.attempt_numbers()[-1]) / _KILLED).exists()
+            died = (run.attempt(run.attempt_numbers()[-1]) / STRUCK).exists()
             if not died:
                 raise
         assert died == (kill is not None), "the attempt came to its end"
@@ -140,14 +142,19 @@ def _work(rank_info: RankInfo, config: Config, folder: str, kill: Kill | None) -
             _die(RunFolder(Path(folder)))
 
     loop.advance = noted
+    strikes: AbstractContextManager[object] = nullcontext()
     if kill is not None and rank_info.rank == 0:
-        if kill.where == "save":
+        if kill.where == "save" and config.train.checkpoint_writer == "process":
+            # another process writes them, and ends the file that it is at
+            strikes = struck(Path(folder), kill.images, _POINTS[kill.share], "trainer")
+        elif kill.where == "save":
             checkpoint.save = killed
         elif kill.where == "swap":
             State._exchange = swapped  # type: ignore[method-assign]
-    attempt(rank_info, config, folder)
+    with strikes:
+        attempt(rank_info, config, folder)
 
 
 def _die(run: RunFolder) -> None:
-    (run.attempt(run.attempt_numbers()[-1]) / _KILLED).touch()
+    (run.attempt(run.attempt_numbers()[-1]) / STRUCK).touch()
     os.kill(os.getpid(), signal.SIGKILL)

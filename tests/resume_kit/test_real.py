@@ -21,7 +21,8 @@ pytestmark = pytest.mark.slow
 def trainer(digits: Path, writer: Literal["process", "here"] = "here", **changes: object) -> Real:
     """A step a report, two a checkpoint, four a picture, and averages of two kinds that warm up.
 
-    A kill in a save is a kill at a line of it, so the rank itself writes, but where `writer` says otherwise.
+    A kill in a save is a kill at a line of it where the rank itself writes. The process that writes beside it kills the
+    rank at a point of it.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(HEAVY)
     base = config(digits, "deepspeed")
@@ -51,7 +52,7 @@ def test_a_self_guided_run_that_is_killed_anywhere_ends_with_the_same_bits(
     CHECKS[check](*guided, tmp_path)
 
 
-@pytest.mark.parametrize("check", ["check_steps", "check_twice", "check_newest"])
+@pytest.mark.parametrize("check", ["check_steps", "check_saves", "check_twice", "check_newest"])
 def test_a_run_whose_checkpoints_are_written_beside_it_ends_with_the_same_bits(
     guided: tuple[Real, Whole], digits: Path, tmp_path: Path, check: str
 ) -> None:

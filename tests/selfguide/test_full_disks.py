@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +12,18 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch.distributed as dist
 
 from selfguide.distributed import RankInfo
 from selfguide.spec.config import Config
 from selfguide.spec.run import RunFolder, append_record
-from selfguide.training import loop
+from selfguide.training import loop, roll_back, unstable
+from selfguide.training.unstable import Unstable
 from selfguide.training.work import Training
 from shards import storage
 from shards.errors import NoRoomError
 from tests.selfguide.test_loop import BATCH
+from tests.selfguide.test_roll_back import breaking, broken_once
 from tests.selfguide.test_training import IMAGES, attempt, config
 from tests.shards.disks import Disk, disk
 
@@ -111,6 +115,62 @@ def test_a_disk_that_takes_no_metrics_under_stop_stops_all_ranks_alike(
         first, second = ranks(2, trained, cfg, small, 2 * BATCH, -1)
         assert first[0] == second[0] and "No space left on device" in first[0]
         assert "make room there" in first[0]
+
+
+def unkept(rank_info: RankInfo, cases: Sequence[tuple[Config, str]], small: Disk) -> list[str]:
+    """Runs that their numbers break, one after the other, whose disk is full where rank 1 leaves what it read of that.
+
+    Returns how each ended.
+    """
+    write, ends = unstable.write_record, []
+
+    def full(path: Path, record: dict[str, Any], *, replace: bool) -> None:
+        if rank_info.rank == 0:
+            write(path, record, replace=replace)
+        dist.barrier()
+        if rank_info.rank == 1:
+            small.fill()
+            try:
+                write(path, record, replace=replace)
+            finally:
+                (small.path / "filler").unlink()
+
+    for cfg, name in cases:
+        with patch.object(unstable, "write_record", full):
+            try:
+                broken_once(rank_info, cfg, str(small.path / name))
+                ends.append("ended")
+            except (Unstable, NoRoomError) as error:
+                ends.append(f"{type(error).__name__}: {error}")
+    return ends
+
+
+def test_a_run_that_breaks_where_one_rank_has_no_room_to_say_so_ends_alike_on_all(
+    ranks: Any, digits: Path, tmp_path: Path
+) -> None:
+    """One that stops says why; one that is to go back does so without the record, or not, by train.save_failed."""
+    policies = (("stop", "stop"), ("roll_back", "go_on"), ("roll_back", "stop"))
+    cases = [
+        (
+            breaking(digits, unstable=does, save_failed=saves, keep_checkpoints=1),
+            f"{does}-{saves}",
+        )
+        for does, saves in policies
+    ]
+    with disk(tmp_path / "disk", 160 << 20) as small:
+        first, second = ranks(2, unkept, cases, small)
+        stops, goes_on, refuses = first
+        assert stops.startswith("Unstable: 2 steps in a row were skipped")
+        assert "are not kept" in stops and "No space left on device" in stops
+        assert "on rank 0 images at the ordinals" in stops, "and what broke it"
+        assert goes_on == "ended"
+        (record,) = roll_back.records(RunFolder(small.path / "roll_back-go_on"))
+        assert "No space left on device" in record["reason"]
+        assert refuses.startswith("NoRoomError") and "numeric-1.json" in refuses
+        assert first == second
+        for name in ("stop-stop", "roll_back-stop"):
+            kept = RunFolder(small.path / name).attempt(1)
+            assert (kept / "numeric-0.json").exists() and not (kept / "numeric-1.json").exists()
 
 
 def test_a_line_that_finds_no_room_leaves_nothing_that_breaks_the_next(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from torch.distributed import distributed_c10d
 
 from selfguide.distributed import RankInfo
 from selfguide.spec import tuning
@@ -161,14 +162,16 @@ def breaking(root: Path, **train: Any) -> Config:
     return replace(made, train=replace(made.train, **(settings | train)))
 
 
-def broken_once(rank_info: RankInfo, cfg: Config, root: str) -> list[int]:
+def broken_once(
+    rank_info: RankInfo, cfg: Config, root: str, broken: tuple[int, ...] = BROKEN
+) -> list[int]:
     """One attempt by the real loop; returns the first position of each micro-batch that this rank took."""
     given: list[int] = []
     place = work.crop_and_flip
 
     def spoiled(x0: torch.Tensor, made: Config, header: Any, position: torch.Tensor) -> Any:
         given.append(int(position[0]))
-        if given[-1] // BATCH * BATCH in BROKEN:
+        if given[-1] // BATCH * BATCH in broken:
             x0 = torch.full_like(x0, torch.nan)
         return place(x0, made, header, position)
 
@@ -211,3 +214,28 @@ def test_two_ranks_that_break_go_back_together_and_end(
     assert second == [each + BATCH // 2 for each in taken]
     assert run.saved()[-1] == run.published()[-1] == IMAGES
     assert all(weight.isfinite().all() for weight in weights(run.root).values())
+
+
+def counted(rank_info: RankInfo, cfg: Config, root: str, broken: tuple[int, ...]) -> list[int]:
+    """The process groups that this rank is in at each step of an attempt."""
+    groups: list[int] = []
+    step = loop.advance
+
+    def noted(job: Training) -> None:
+        groups.append(len(distributed_c10d._world.pg_map))
+        step(job)
+
+    with patch.object(loop, "advance", noted):
+        broken_once(rank_info, cfg, root, broken)
+    return groups
+
+
+def test_a_run_that_goes_back_again_and_again_makes_no_group_anew(
+    ranks: Any, digits: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    broken = (*BROKEN, 6 * BATCH, 7 * BATCH)
+    first, second = ranks(2, counted, breaking(digits), str(run.root), broken)
+    assert [each["to"] for each in roll_back.records(run)] == [4 * BATCH] * 2
+    assert first == second and {*first} == {first[0]}, "as many in the last step as in the first"
+    assert len(first) == 12

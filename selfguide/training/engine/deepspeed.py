@@ -99,7 +99,9 @@ class DeepSpeedEngine(Engine):
                 "bf16": {"enabled": config.dtype == "bf16"},
                 "zero_optimization": {
                     "stage": stage,
-                    "overlap_comm": False,  # a record of races in stages 1 and 2
+                    # a record of races in stages 1 and 2. Stage 3 would overlap by itself; its NaNs under torch 2.10
+                    # and later (pull request 7898, in 0.18.8) were a race of two streams, which are one without
+                    "overlap_comm": False,
                     "round_robin_gradients": False,  # the flat order must stay the layout's
                     # it would replace torch's F.linear in the whole process, with another rounding
                     "memory_efficient_linear": False,
