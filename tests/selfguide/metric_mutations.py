@@ -110,7 +110,7 @@ fidelity_shares = by(
 )
 whole_matrices = by(features.test_every_chunk_gives_what_whole_matrices_give, 0, 2, 7, False)
 strict_matrices = by(features.test_every_chunk_gives_what_whole_matrices_give, 0, 2, 7, True)
-sizes = by(features.test_the_named_definitions_draw_their_sizes_by_seed)
+sizes = by(features.test_features_beyond_the_sizes_are_left_out)
 originals = by(features.test_nearest_reference_finds_copies_and_names_their_originals, 13)
 ood_oracle = by(features.test_ood_auroc_equals_that_of_scikit_learn, 0, 5)
 ties = by(features.test_ood_auroc_counts_ties_half)
