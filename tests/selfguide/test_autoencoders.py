@@ -28,7 +28,7 @@ from selfguide.data.autoencoders import (
     to_images,
 )
 from selfguide.data.autoencoders import tiny as tiny_module
-from selfguide.data.autoencoders.autoencoder import KLAutoencoder
+from selfguide.data.autoencoders.autoencoder import KLAutoencoder, levels
 from selfguide.data.autoencoders.tiny import WEIGHTS
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.objectives import build_objective
@@ -87,6 +87,21 @@ def test_stored_levels_survive_the_way_to_the_model_and_back() -> None:
     assert torch.equal(normaliser.pixels(seen), levels)
     beyond = normaliser.pixels(3 * seen).flatten()  # clamped, never wrapped around
     assert beyond.tolist() == sorted(beyond.tolist()) and (beyond[0], beyond[-1]) == (0, 16)
+
+
+@pytest.mark.parametrize("top", [16, 255])
+def test_output_between_two_levels_becomes_the_nearer(top: int) -> None:
+    header = Header(kind="image", shift=top / 2, scale=2 / top)
+    at = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2.2 - 1.1
+    nearest = np.clip(np.rint((at.double().numpy() + 1) * top / 2), 0, top)
+    assert np.array_equal(Normaliser.of(header).pixels(at).numpy(), nearest)
+    shown = np.rint(nearest * (255 / top))
+    assert np.array_equal(to_images(header.plain(), at).numpy(), shown)
+
+
+def test_levels_of_a_decoder_are_the_nearest() -> None:
+    values = torch.tensor([-3.0, -0.2, 0.4, 0.6, 100.49, 100.51, 254.7, 255.4, 300.0])
+    assert levels(values).tolist() == [0, 0, 0, 1, 100, 101, 255, 255, 255]
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,12 @@ def test_the_named_definitions_draw_their_sizes_by_seed() -> None:
     assert few == precision_recall(real[:300], made[:200], k=3) and few.made == 200
 
 
+def test_features_beyond_the_sizes_are_left_out() -> None:
+    found = precision_recall(normal(0, 60), normal(1, 50), sizes=(30, 20))
+    assert (found.real, found.made) == (30, 20)
+    assert found == precision_recall(normal(0, 60), normal(1, 50), sizes=(30, 20))
+
+
 def test_radii_are_those_of_the_others_and_need_enough_of_them() -> None:
     line = torch.tensor([[0.0], [1], [3], [7]])
     assert radii(line, 1, chunk=2)[:, None].tolist() == [[1], [1], [2], [4]]

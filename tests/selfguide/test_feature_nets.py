@@ -71,17 +71,22 @@ def images(size: int, count: int = 1) -> Tensor:
     )
 
 
-def test_fid_adm_with_torch_fidelitys_weights_is_its_features_bit_for_bit(
-    inception: Path, ours: nets.FeatureNet
-) -> None:
-    theirs = _oracle("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3(
+@pytest.fixture(scope="module")
+def fidelity(inception: Path) -> Any:
+    """torch-fidelity's Inception with these weights: uint8 images -> features and logits."""
+    return _oracle("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3(
         "own", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(inception)
     )
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_fid_adm_with_torch_fidelitys_weights_is_its_features_bit_for_bit(
+    ours: nets.FeatureNet, fidelity: Any, size: int
+) -> None:
     assert ours.logits is not None
-    for size in SIZES:
-        features, logits = theirs(images(size))
-        assert torch.equal(ours.embed(images(size)), features), size
-        assert torch.equal(ours.logits(features), logits), size
+    features, logits = fidelity(images(size))
+    assert torch.equal(ours.embed(images(size)), features)
+    assert torch.equal(ours.logits(features), logits)
 
 
 def test_fid_adm_beside_torchmetrics_differs_by_its_antialias_alone(
@@ -124,6 +129,23 @@ def test_bicubic_antialiased_of_any_size_is_clean_fids_to_a_hundredth_of_a_level
     assert np.abs(ours - theirs).mean() < 1e-3
 
 
+def test_fid_clean_is_clean_fids_resize_before_its_inception(
+    inception: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resize = _oracle("cleanfid.resize").build_resizer("clean")
+    shown = np.stack([resize(each.permute(1, 2, 0).numpy()) for each in images(64)])
+    module = _oracle("cleanfid.inception_pytorch")
+    tensors = torch.load(inception, weights_only=True)
+    monkeypatch.setattr(module, "load_state_dict_from_url", lambda *_, **__: tensors)
+    theirs = module.InceptionV3(resize_input=False, normalize_input=True).eval()
+    with torch.no_grad():
+        # what it makes (x - 128) / 128 of
+        levels = (torch.from_numpy(shown).permute(0, 3, 1, 2) - 128) / 256 + 0.5
+        wanted = theirs(levels)[0].flatten(1)
+    found = nets.load_feature_net("fid_clean", inception).embed(images(64))
+    assert (found - wanted).norm() < 1e-3 * wanted.norm()
+
+
 def test_inception_without_batch_norms_counters_loads(inception: Path, tmp_path: Path) -> None:
     tensors = torch.load(inception, weights_only=True)
     file = tmp_path / "few.pth"
@@ -137,19 +159,17 @@ def test_inception_without_batch_norms_counters_loads(inception: Path, tmp_path:
 
 
 def test_fid_adm_spatial_features_are_the_first_channels_of_mixed_6_by_row_and_column(
-    inception: Path, ours: nets.FeatureNet
+    ours: nets.FeatureNet, fidelity: Any
 ) -> None:
     # ADM reads "mixed_6/conv:0" and keeps [..., :7] of it. TensorFlow calls its blocks mixed, mixed_1, ..., mixed_10,
     # so that this is the seventh, whose first branch is the first of what the whole block returns.
     names = [n for n, _ in ours.net.named_children() if n.startswith("Mixed_")]
     seventh = names[6]
     assert (len(names), seventh) == (11, "Mixed_6d")
-    theirs = _oracle("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3(
-        "own", ["2048"], feature_extractor_weights_path=str(inception)
-    )
     seen: list[Tensor] = []
-    getattr(theirs, seventh).register_forward_hook(lambda *call: seen.append(call[-1]))
-    theirs(images(64, 2))
+    hook = getattr(fidelity, seventh).register_forward_hook(lambda *call: seen.append(call[-1]))
+    fidelity(images(64, 2))
+    hook.remove()
     assert seen[0].shape == (2, 768, 17, 17)
     assert ours.spatial == 17 * 17 * 7
     spatial = ours.rows(images(64, 2))[:, 2048:].reshape(2, 17, 17, 7)
@@ -180,6 +200,23 @@ def test_fd_timm_of_any_net_reads_its_file_and_keeps_its_sha256(tmp_path: Path) 
     found = nets.load_feature_net("fd_timm", file, net="resnet10t", sha256=sha256)
     assert (found.sha256, found.width) == (sha256, 512)
     assert found.embed(images(32, 2)).shape == (2, 512)
+
+
+def test_fd_timm_features_are_what_timm_makes_of_clean_fids_resize(tmp_path: Path) -> None:
+    file, sha256 = _timm_file(tmp_path / "net.safetensors", "resnet10t")
+    found = nets.load_feature_net("fd_timm", file, net="resnet10t", sha256=sha256)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = timm.create_model("resnet10t").eval()
+    resize = _oracle("cleanfid.resize").make_resizer("PIL", False, "bicubic", (found.size,) * 2)
+    shown = np.stack([resize(each.permute(1, 2, 0).numpy()) for each in images(32, 2)])
+    config = model.pretrained_cfg
+    assert (found.size, found.size) == config["input_size"][1:]
+    normal = (shown / 255 - np.array(config["mean"])) / np.array(config["std"])
+    with torch.no_grad():
+        x = model.forward_features(torch.from_numpy(normal).permute(0, 3, 1, 2).float())
+        wanted = model.forward_head(x, pre_logits=True)
+    torch.testing.assert_close(found.embed(images(32, 2)), wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_fd_timm_two_nets_of_one_name_are_told_apart_by_their_sha256(tmp_path: Path) -> None:
