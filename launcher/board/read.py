@@ -259,7 +259,7 @@ def _run(view: RunView, problems: list[str], kept: Cache) -> Run:
         created=view.created,
         identity=_current(view),
         root=view.folder.root,
-        records=view.records,
+        records=_under_headings(view),
         published=view.published,
         losses=found.pop("loss", ()),
         attempts=view.tries,
@@ -295,7 +295,7 @@ def _scored_by(view: RunView) -> frozenset[str]:
     if view.config is None or not view.snapshots or not any(r.sweep for r in view.records):
         return frozenset()
     newest = max(view.snapshots)
-    return frozenset(decide.protocol(view, by, newest).key for by in view.config.scored_by)
+    return frozenset(_heading(view, by, newest) for by in view.config.scored_by)
 
 
 def _expected_by(view: RunView) -> Mapping[str, tuple[Expected, ...]]:
@@ -304,7 +304,7 @@ def _expected_by(view: RunView) -> Mapping[str, tuple[Expected, ...]]:
     if len(several) < 2 or not any(by.evaluation.expected for by in several):
         return {}
     newest = max(view.snapshots)
-    return {decide.protocol(view, by, newest).key: by.evaluation.expected for by in several}
+    return {_heading(view, by, newest): by.evaluation.expected for by in several}
 
 
 def _waiting(view: RunView) -> Mapping[str, tuple[int, ...]] | None:
@@ -314,9 +314,30 @@ def _waiting(view: RunView) -> Mapping[str, tuple[int, ...]] | None:
     found: dict[str, tuple[int, ...]] = {}
     for by in view.config.scored_by:
         for images in decide.unscored(view, by):
-            key = decide.protocol(view, by, images).key
+            key = _heading(view, by, images)
             found[key] = (*found.get(key, ()), images)
     return found
+
+
+def _heading(view: RunView, by: Config, images: int) -> str:
+    """Key of the protocol by which a snapshot is scored, as the run's scores have it."""
+    key = decide.protocol(view, by, images).key
+    return _headings(view).get(key, key)
+
+
+def _headings(view: RunView) -> Mapping[str, str]:
+    """Of protocols that name a file whose content was open when they were asked for: key -> that with its content."""
+    scores = (r for r in view.records if r.done and r.protocol_key != r.asked)
+    return {r.asked: r.protocol_key for r in scores}
+
+
+def _under_headings(view: RunView) -> tuple[EvaluationRecord, ...]:
+    """The run's records, those without a score by the same protocol as the scores beside them."""
+    known = _headings(view)
+    return tuple(
+        replace(r, protocol_key=known[r.protocol_key]) if r.protocol_key in known else r
+        for r in view.records
+    )
 
 
 def _fronts(view: RunView, problems: list[str]) -> tuple[Front, ...]:
