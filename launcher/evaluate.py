@@ -299,7 +299,7 @@ def _configs(view: RunView, config: Config, settings: Sequence[str], images: int
         found.setdefault(decide.protocol(view, of, images).key, of)
     swept = (each.evaluation for sweep in view.sweeps for each in sweep.configs(config))
     asked = (each.evaluation for each in found.values())
-    references.check_told_apart((*before, *swept, *asked))
+    references.check_told_apart(asked, (*before, *swept))
     return list(found.values())
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,25 +142,39 @@ def as_before(
     return dataclasses.replace(found, **kept) if kept else found
 
 
-def check_told_apart(evaluations: Iterable[EvaluationConfig]) -> None:
+def check_told_apart(
+    asked: Iterable[EvaluationConfig], known: Iterable[EvaluationConfig] = ()
+) -> None:
     """Returns where the files of statistics that these name have contents that are known, or names of their own.
+
+    Args:
+        known: what the run is scored by already.
 
     Raises:
         UserError: two have one name, and nothing else tells scores against them apart.
     """
-    known: dict[tuple[str, str, str], str] = {}
+    paths: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for key, path in _open(known):
+        paths[key].append(path)
+    for key, path in _open(asked):
+        if path in paths[key]:
+            continue
+        if paths[key]:
+            raise UserError(
+                f"evaluation.{key[1]}={path} is to be compared with as well as {paths[key][0]}, and scores against "
+                "files of one name are told apart by their content, which nobody knows yet: put the file there first, "
+                "or give it a name of its own"
+            )
+        paths[key].append(path)
+
+
+def _open(evaluations: Iterable[EvaluationConfig]) -> Iterator[tuple[tuple[str, str, str], str]]:
+    """What stands for each file whose content is open, (protocol, field, name), and its path."""
     for each in evaluations:
-        for name, pin in FILES.items():
-            path = getattr(each, name)
-            if not path or getattr(each, pin) is not None:
-                continue
-            other = known.setdefault((each.protocol, name, Path(path).name), path)
-            if other != path:
-                raise UserError(
-                    f"evaluation.{name}={path} is to be compared with as well as {other}, and scores against files of "
-                    "one name are told apart by their content, which nobody knows yet: put the file there first, or "
-                    "give it a name of its own"
-                )
+        for field, pin in FILES.items():
+            path = getattr(each, field)
+            if path and getattr(each, pin) is None:
+                yield (each.protocol, field, Path(path).name), path
 
 
 def load_manifests(

@@ -147,7 +147,7 @@ def prepare(found: Meant, view: RunView | None = None) -> Prepared:
     before = view.config if view is not None else None
     config = found.config if before is None else _as_before(found, before)
     if decision.action != "join":
-        references.check_told_apart(_evaluations(before, config))
+        references.check_told_apart(_evaluations(config), _evaluations(before))
         check_weak_snapshots(config, view, decision.extends_to)
     about = {each.name: getattr(found, each.name) for each in dataclasses.fields(Meant)}
     about["config"] = config

@@ -294,8 +294,9 @@ def _scored_by(view: RunView) -> frozenset[str]:
     """Keys of the protocols that score the run; asked only where a sweep may have used one, for a key is a hash."""
     if view.config is None or not view.snapshots or not any(r.sweep for r in view.records):
         return frozenset()
-    newest = max(view.snapshots)
-    return frozenset(_heading(view, by, newest) for by in view.config.scored_by)
+    newest, known = max(view.snapshots), _headings(view)
+    keys = (decide.protocol(view, by, newest).key for by in view.config.scored_by)
+    return frozenset(known.get(key, key) for key in keys)
 
 
 def _expected_by(view: RunView) -> Mapping[str, tuple[Expected, ...]]:
@@ -303,8 +304,9 @@ def _expected_by(view: RunView) -> Mapping[str, tuple[Expected, ...]]:
     several = view.config.scored_by if view.config and view.snapshots else ()
     if len(several) < 2 or not any(by.evaluation.expected for by in several):
         return {}
-    newest = max(view.snapshots)
-    return {_heading(view, by, newest): by.evaluation.expected for by in several}
+    newest, known = max(view.snapshots), _headings(view)
+    keys = {decide.protocol(view, by, newest).key: by.evaluation.expected for by in several}
+    return {known.get(key, key): expected for key, expected in keys.items()}
 
 
 def _waiting(view: RunView) -> Mapping[str, tuple[int, ...]] | None:
@@ -312,21 +314,17 @@ def _waiting(view: RunView) -> Mapping[str, tuple[int, ...]] | None:
     if view.config is None:
         return None
     found: dict[str, tuple[int, ...]] = {}
+    known = _headings(view)
     for by in view.config.scored_by:
         for images in decide.unscored(view, by):
-            key = _heading(view, by, images)
+            key = decide.protocol(view, by, images).key
+            key = known.get(key, key)
             found[key] = (*found.get(key, ()), images)
     return found
 
 
-def _heading(view: RunView, by: Config, images: int) -> str:
-    """Key of the protocol by which a snapshot is scored, as the run's scores have it."""
-    key = decide.protocol(view, by, images).key
-    return _headings(view).get(key, key)
-
-
 def _headings(view: RunView) -> Mapping[str, str]:
-    """Of protocols that name a file whose content was open when they were asked for: key -> that with its content."""
+    """Key of a protocol that names a file whose content was open when it was asked for -> as its scores have it."""
     scores = (r for r in view.records if r.done and r.protocol_key != r.asked)
     return {r.asked: r.protocol_key for r in scores}
 

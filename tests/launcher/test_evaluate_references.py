@@ -158,6 +158,9 @@ def test_two_missing_files_of_one_name_are_refused_before_anything_is_queued(
     with pytest.raises(UserError, match=said):
         submission.prepare(submission.meant(submit.resolve([*settings, *against(files["b"])])))
     assert len(memory.jobs) == begun and not read(run).sweeps
+    # what the run is compared with itself is no other file
+    (point,) = evaluate.sweep(run, ["sampler.steps=3"])["points"]
+    assert point["state"] == "waiting"
     # the cures that it prints
     files["b"].write_text("2")
     evaluate.sweep(run, [f"evaluation.reference={files['b']}"])
