@@ -22,7 +22,7 @@ from launcher import own_data, sites, typed
 from launcher.choices import GROUPS, experiments, folder_name, options, shipped, values
 from launcher.keys import holds_text, known_keys, names_anything, sections, types_of
 from selfguide.spec.config import ClusterConfig, Config, build
-from selfguide.spec.config.evaluation import MANIFESTS
+from selfguide.spec.config.evaluation import PINS
 from selfguide.spec.config.laws import Formerly, fields_of
 from selfguide.spec.files import plain
 from selfguide.spec.sizes import CORRECTED, TABLE
@@ -173,10 +173,10 @@ def _change_evaluations(key: str, composed: dict[str, Any], values: dict[str, An
         return
     for each in (values["evaluation"], *values["more_evaluations"]):
         each[field] = composed["evaluation"][field]
-        for name, manifest in MANIFESTS.items():
-            # the hash is that of other shards, and is read anew from these, also where somebody types it
-            if field == name or (field == manifest and each[name]):
-                each[manifest] = None
+        for name, pin in PINS.items():
+            # the hash is that of other shards or another file, and is read anew, also where somebody types it
+            if field == name or (field == pin and each[name]):
+                each[pin] = None
 
 
 def without_group(overrides: Sequence[str], group: str) -> list[str]:

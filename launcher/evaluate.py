@@ -24,10 +24,10 @@ from launcher.reconcile import act, decide
 from launcher.reconcile.decide import Point, counted
 from launcher.reconcile.view import RunView, read, read_many
 from launcher.references import Load, load_manifests
-from selfguide.spec.config import Config, SamplerConfig
-from selfguide.spec.config.evaluation import MANIFESTS
+from selfguide.spec.config import Config, EvaluationConfig, SamplerConfig
+from selfguide.spec.config.evaluation import PINS
 from selfguide.spec.config.sampler import settings_read
-from selfguide.spec.data_fit import check_scored
+from selfguide.spec.data_fit import check_counts, check_samples, check_scored
 from selfguide.spec.lacks import lacks
 from selfguide.spec.recipe import Front
 from selfguide.spec.recipe import Point as Scored
@@ -253,7 +253,7 @@ def sweep(
         raise UserError(f"--images {images}: run {view.id} has snapshots at {known}")
     configs = _configs(view, config, settings, images)
     if confirm is not None:
-        _check_confirming(configs, confirm)
+        _check_confirming(view, configs, images, confirm)
     found = ScoreSweep.at(images, configs, in_flight=in_flight, confirm=confirm)
     found.publish(run)
     act.ask_for_scores(run, retry=retry)
@@ -280,6 +280,7 @@ def _configs(view: RunView, config: Config, settings: Sequence[str], images: int
     _check_settings(settings)
     found: dict[str, Config] = {}
     # of several protocols the first, unless the settings name another
+    before = (config.evaluation, *config.more_evaluations)
     config, load = next(iter(config.scored_by), config), functools.cache(load_manifests)
     for words, _ in combinations(settings, several=False):
         of = changed(replace(config, sampler=_plain(config.sampler, words)), words)
@@ -290,37 +291,51 @@ def _configs(view: RunView, config: Config, settings: Sequence[str], images: int
         if of.sampler.g != 1:
             check_snapshots(of.sampler.weak, images, view.published)
         validate(of)
-        of = _resolved(view, of, images, load)
+        of = _resolved(view, of, images, load, before)
         missing = lacks(of, _encoder(view, images))
         if missing and not view.lacks:
             raise UserError(missing[0].sentence)
         # what a sampler does not read makes no other point
         found.setdefault(decide.protocol(view, of, images).key, of)
+    swept = (each.evaluation for sweep in view.sweeps for each in sweep.configs(config))
+    asked = (each.evaluation for each in found.values())
+    references.check_told_apart(asked, (*before, *swept))
     return list(found.values())
 
 
-def _resolved(view: RunView, config: Config, images: int, load: Load) -> Config:
+def _resolved(
+    view: RunView, config: Config, images: int, load: Load, before: Sequence[EvaluationConfig]
+) -> Config:
     """The config of a point as a submission would have resolved it, once its snapshot can be scored so.
+
+    Args:
+        before: of the run.
 
     Raises:
         UserError: it cannot.
     """
     from shards.format.header import Header  # needs NumPy, which few commands do
 
-    evaluation = references.absolute(config.evaluation)
+    typed = references.absolute(config.evaluation)
     # what the run was submitted with keeps its hash, so that its score keeps its key
-    unknown = [name for name, hash in MANIFESTS.items() if getattr(evaluation, hash) is None]
-    evaluation = references.pinned(config, evaluation, load, unknown)
-    if header := view.snapshots[images]["data"].get("header"):
-        check_scored(config, Header.of(header))
-    return replace(config, evaluation=evaluation)
+    unknown = [name for name, pin in PINS.items() if getattr(typed, pin) is None]
+    found = references.pinned(config, typed, load, unknown)
+    config = replace(config, evaluation=references.as_before(found, typed, before))
+    if plain := view.snapshots[images]["data"].get("header"):
+        header = Header.of(plain)
+        check_scored(config, header)
+        check_counts(config, header, lambda: load(config.data.roots, config.data.shares)[0].count)
+    return config
 
 
-def _check_confirming(configs: Sequence[Config], samples: int) -> None:
+def _check_confirming(view: RunView, configs: Sequence[Config], images: int, samples: int) -> None:
     """Raises UserError where the point that is chosen could not be scored once more by so many samples."""
+    latents = _encoder(view, images) is not None
     for each in configs:
         try:
-            validate(decide.confirming(each, samples))
+            more = decide.confirming(each, samples)
+            validate(more)
+            check_samples(more, latents)
         except UserError as error:
             raise UserError(f"--confirm {samples}: {error}") from error
 

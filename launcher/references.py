@@ -1,20 +1,25 @@
 """What scores are taken with and compared with, resolved where they are asked for: at a submission, or afterwards.
 
 Jobs start in a code copy, so paths must not depend on where that is; and a score's key names shards by the hash of
-their manifest, so that has to be known before the job.
+their manifest and files by their sha256, so these have to be known before the job. A file that is still missing is
+known by its name alone, and two such of one name are refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfguide.spec.config import Config, EvaluationConfig
 from selfguide.spec.config.data import fits
-from selfguide.spec.config.evaluation import MANIFESTS
-from selfguide.spec.data_fit import check_labels
+from selfguide.spec.config.evaluation import FILES, LEAST_REAL, MANIFESTS, PINS
+from selfguide.spec.data_fit import check_labels, part_seed
+from selfguide.spec.metrics import FEATURES
+from selfguide.spec.weight_files import locate_reference
 from shards import storage
 from shards.errors import UserError
 
@@ -50,19 +55,19 @@ def pinned(
     config: Config,
     evaluation: EvaluationConfig,
     load: Load | None = None,
-    names: Collection[str] = tuple(MANIFESTS),
+    names: Collection[str] = tuple(PINS),
 ) -> EvaluationConfig:
-    """`evaluation` with the hashes of the shards that it names, once they are what `config` can be scored with.
+    """`evaluation` with the hashes of the shards and files that it names, once `config` can be scored with them.
 
     Args:
         load: reads the manifests, where it is not to be `load_manifests`.
-        names: fields whose shards are read.
+        names: fields whose shards or files are read.
 
     Raises:
-        UserError: there are no shards, or others than the protocol compares with.
+        UserError: there are no shards, too few images, or others than the protocol compares with.
     """
-    hashes: dict[str, Any] = {}
-    for name in names:
+    hashes: dict[str, Any] = _of_files(evaluation, names)
+    for name in (each for each in MANIFESTS if each in names):
         root = getattr(evaluation, name)
         if root is None:
             continue
@@ -81,8 +86,95 @@ def pinned(
             raise UserError(
                 f"evaluation.{name}={root} holds latents: name the shards of the images that were encoded"
             )
+        elif found.count < LEAST_REAL:
+            raise UserError(
+                f"evaluation.{name}={root} holds {found.count} images, and the halves of a reference need {LEAST_REAL} "
+                f"or more: give evaluation.{name}=ROOT with more of them"
+            )
         hashes[MANIFESTS[name]] = found.hash
+    if evaluation.reference_count is not None and evaluation.reference_seed is None:
+        of = (
+            (evaluation.shards, None)
+            if evaluation.shards
+            else (config.data.roots, config.data.shares)
+        )
+        hashes["reference_seed"] = part_seed((load or load_manifests)(*of)[0])
     return dataclasses.replace(evaluation, **hashes) if hashes else evaluation
+
+
+def _of_files(evaluation: EvaluationConfig, names: Collection[str]) -> dict[str, Any]:
+    """The sha256 of each of these files of statistics that is there and will be read."""
+    features = FEATURES.get(evaluation.protocol)
+    if features is None or not features.of_images:
+        return {}
+    given = {pin: getattr(evaluation, name) for name, pin in FILES.items() if name in names}
+    found = {pin: locate_reference(path) for pin, path in given.items() if path}
+    return {pin: _sha256(path, path.stat().st_mtime_ns) for pin, path in found.items() if path}
+
+
+@functools.cache
+def _sha256(path: Path, changed: int) -> str:
+    """Of a file at its last change: ADM's have gigabytes, and a sweep names one at each of its points."""
+    return storage.sha256(str(path))
+
+
+def as_before(
+    found: EvaluationConfig, typed: EvaluationConfig, before: Iterable[EvaluationConfig]
+) -> EvaluationConfig:
+    """What was found, less what a run's own config leaves open for the same reference: so its scores keep their key.
+
+    Args:
+        typed: the same before anything was filled in.
+        before: of the run's newest attempt.
+    """
+    kept: dict[str, Any] = {}
+    for each in before:
+        if each.protocol != found.protocol:
+            continue
+        for name, pin in FILES.items():
+            if getattr(each, name) == getattr(found, name) and getattr(each, pin) is None:
+                kept[pin] = None
+        # of the same images
+        same = each.shards == found.shards and each.manifest == found.manifest
+        part = ("reference_count", "reference_seed")
+        if same and all(getattr(each, name) == getattr(typed, name) for name in part):
+            kept["reference_seed"] = typed.reference_seed
+    return dataclasses.replace(found, **kept) if kept else found
+
+
+def check_told_apart(
+    asked: Iterable[EvaluationConfig], known: Iterable[EvaluationConfig] = ()
+) -> None:
+    """Returns where the files of statistics that these name have contents that are known, or names of their own.
+
+    Args:
+        known: what the run is scored by already.
+
+    Raises:
+        UserError: two have one name, and nothing else tells scores against them apart.
+    """
+    paths: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for key, path in _open(known):
+        paths[key].append(path)
+    for key, path in _open(asked):
+        if path in paths[key]:
+            continue
+        if paths[key]:
+            raise UserError(
+                f"evaluation.{key[1]}={path} is to be compared with as well as {paths[key][0]}, and scores against "
+                "files of one name are told apart by their content, which nobody knows yet: put the file there first, "
+                "or give it a name of its own"
+            )
+        paths[key].append(path)
+
+
+def _open(evaluations: Iterable[EvaluationConfig]) -> Iterator[tuple[tuple[str, str, str], str]]:
+    """What stands for each file whose content is open, (protocol, field, name), and its path."""
+    for each in evaluations:
+        for field, pin in FILES.items():
+            path = getattr(each, field)
+            if path and getattr(each, pin) is None:
+                yield (each.protocol, field, Path(path).name), path
 
 
 def load_manifests(

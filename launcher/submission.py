@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import shlex
 import shutil
 import sys
@@ -26,7 +27,7 @@ from launcher.reconcile.submission import leaves
 from launcher.reconcile.view import RunView, read
 from launcher.references import Load, load_manifests
 from selfguide.spec.annotations import check_annotations, promises
-from selfguide.spec.config import Config
+from selfguide.spec.config import Config, EvaluationConfig
 from selfguide.spec.data_fit import check_fit
 from selfguide.spec.files import plain
 from selfguide.spec.identity import digest, identity
@@ -56,6 +57,8 @@ class Meant:
     identity: dict[str, Any]
     # sentences for the user: what its evaluations wait for, and what its first weights lack
     warnings: tuple[str, ...] = ()
+    # the config before hashes of what it is scored with were filled in
+    typed: Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +111,9 @@ def meant(config: Config, run: RunFolder | None = None, load: Load | None = None
     Raises:
         UserError: something a user can mend is wrong.
     """
-    config = with_reference(absolute(config), load)
-    found = (load or load_manifests)(config.data.roots, config.data.shares)
+    load, typed = functools.cache(load or load_manifests), absolute(config)
+    config = with_reference(typed, load)
+    found = load(config.data.roots, config.data.shares)
     manifest = check_data(config, lambda *_: found)
     warnings = check_files(config, found[0])
     check_store(config.train.checkpoint_store)
@@ -119,7 +123,7 @@ def meant(config: Config, run: RunFolder | None = None, load: Load | None = None
     if run is None and config.name is None:
         run = RunFolder(named.root.with_name(digest(wanted)))
     warnings = (*warnings, *begins_fresh(config))
-    return Meant(config=config, run=run or named, identity=wanted, warnings=warnings)
+    return Meant(config=config, run=run or named, identity=wanted, warnings=warnings, typed=typed)
 
 
 def prepare(found: Meant, view: RunView | None = None) -> Prepared:
@@ -140,9 +144,13 @@ def prepare(found: Meant, view: RunView | None = None) -> Prepared:
     decision = decide.submission(view, found.identity)
     if decision.action == "refuse":
         raise UserError(decision.reason)
+    before = view.config if view is not None else None
+    config = found.config if before is None else _as_before(found, before)
     if decision.action != "join":
-        check_weak_snapshots(found.config, view, decision.extends_to)
+        references.check_told_apart(_evaluations(config), _evaluations(before))
+        check_weak_snapshots(config, view, decision.extends_to)
     about = {each.name: getattr(found, each.name) for each in dataclasses.fields(Meant)}
+    about["config"] = config
     return Prepared(**about, view=view, decision=decision)
 
 
@@ -348,6 +356,19 @@ def with_reference(config: Config, load: Load | None = None) -> Config:
     if (first, tuple(more)) == (config.evaluation, config.more_evaluations):
         return config
     return dataclasses.replace(config, evaluation=first, more_evaluations=tuple(more))
+
+
+def _as_before(found: Meant, before: Config) -> Config:
+    """The config with what the run's own leaves open of the references that it keeps."""
+    first, *more = (
+        references.as_before(each, typed, _evaluations(before))
+        for each, typed in zip(_evaluations(found.config), _evaluations(found.typed), strict=True)
+    )
+    return dataclasses.replace(found.config, evaluation=first, more_evaluations=tuple(more))
+
+
+def _evaluations(*configs: Config | None) -> list[EvaluationConfig]:
+    return [e for each in configs if each for e in (each.evaluation, *each.more_evaluations)]
 
 
 def check_files(config: Config, manifest: Manifest) -> tuple[str, ...]:

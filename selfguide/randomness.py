@@ -60,6 +60,21 @@ def stream_seed(seed: int, purpose: str, position: int) -> int:
     return int.from_bytes(name, "little")
 
 
+def sample(seed: int, purpose: str, population: int, count: int) -> Tensor:
+    """(count,) int64, ascending: a random sample of range(population) without replacement.
+
+    Those whose numbers of 63 bits are the smallest, so that a smaller sample of one seed is part of a larger one.
+    """
+    if count >= population:
+        return torch.arange(population)
+    drawn = []
+    for part in torch.arange(population).split(1 << 20):
+        words = _words(seed, purpose, part, 2)
+        drawn.append((words[:, 0] << 31) | (words[:, 1] >> 1))
+    order = torch.cat(drawn).argsort(stable=True)
+    return order[:count].sort().values
+
+
 def uniform(seed: int, purpose: str, positions: Tensor, count: int) -> Tensor:
     """(B, count) float32 in the open interval (0, 1) for `positions` (B,)."""
     return ((_words(seed, purpose, positions, count) >> 9).float() + 0.5) * 2.0**-23

@@ -38,8 +38,8 @@ NAMES = (*METRICS, "groups", "utilisation")
 LEAST = 3
 # of a protocol, what is measured; the rest is how it was sampled
 _MEASURED = (
-    "metric", "version", "feature_sha256", "resize", "quantisation", "reference", "samples", "net", "reference_count",
-    "crop", "sets",
+    "metric", "version", "feature_sha256", "resize", "quantisation", "reference", "samples", "net", "reference_sha256",
+    "reference_count", "reference_seed", "crop", "sets",
 )  # fmt: skip
 _OURS, _THEIRS = "#4c78a8", "#9a9a9a"
 

@@ -32,6 +32,7 @@ from selfguide.evaluation.scores import (
 )
 from selfguide.spec.config import EvaluationConfig, build
 from selfguide.spec.config.laws import check, check_read
+from selfguide.spec.data_fit import part_seed
 from selfguide.spec.extras import OF_TEST, SETTINGS, check_sets, extras
 from selfguide.spec.identity import digest
 from selfguide.spec.records import crop_rule
@@ -52,6 +53,7 @@ SETTABLE = {
         "unconditional",
         "fdr_protocols",
         "reference_count",
+        "reference_seed",
         "crop",
         "crop_rule",
         "crop_seed",
@@ -208,13 +210,18 @@ def _here(given: str) -> str:
 
 def _made(root: str, net: FeatureNet, evaluation: EvaluationConfig) -> Known:
     count, crop = evaluation.reference_count, Crop.of_evaluation(evaluation)
+    manifest = manifests.load(root)
+    seed = evaluation.reference_seed
+    if count is not None and seed is None:
+        seed = part_seed(manifest)
     decided: dict[str, Any] = {**net.about, "batch": evaluation.batch, "count": count}
     # not named where it is as it always was
     if evaluation.kept != NEIGHBOURS:
         decided["kept"] = evaluation.kept
+    if seed is not None:
+        decided["seed"] = seed
     if crop is not None:
         decided["crop"] = crop_rule(evaluation)
-    manifest = manifests.load(root)
     if count is not None and count > manifest.count:
         raise UserError(
             f"evaluation.reference_count={count}: {root} holds {manifest.count} images; give "
@@ -222,14 +229,22 @@ def _made(root: str, net: FeatureNet, evaluation: EvaluationConfig) -> Known:
         )
     folder = REFERENCES / f"{manifest.hash[:12]}-{digest(decided)}"
     known = make_reference(
-        root, net, folder, part=evaluation.batch, count=count, kept=evaluation.kept, crop=crop
+        root,
+        net,
+        folder,
+        part=evaluation.batch,
+        count=count,
+        seed=seed,
+        kept=evaluation.kept,
+        crop=crop,
     )
     assert known is not None  # this is the only rank
     return known
 
 
 def _test(net: FeatureNet, evaluation: EvaluationConfig) -> Known:
-    return _made(str(evaluation.test), net, replace(evaluation, reference_count=None))
+    whole = replace(evaluation, reference_count=None, reference_seed=None)
+    return _made(str(evaluation.test), net, whole)
 
 
 def _beside(net: FeatureNet, evaluation: EvaluationConfig) -> Beside:

@@ -259,7 +259,7 @@ def _run(view: RunView, problems: list[str], kept: Cache) -> Run:
         created=view.created,
         identity=_current(view),
         root=view.folder.root,
-        records=view.records,
+        records=_under_headings(view),
         published=view.published,
         losses=found.pop("loss", ()),
         attempts=view.tries,
@@ -294,8 +294,9 @@ def _scored_by(view: RunView) -> frozenset[str]:
     """Keys of the protocols that score the run; asked only where a sweep may have used one, for a key is a hash."""
     if view.config is None or not view.snapshots or not any(r.sweep for r in view.records):
         return frozenset()
-    newest = max(view.snapshots)
-    return frozenset(decide.protocol(view, by, newest).key for by in view.config.scored_by)
+    newest, known = max(view.snapshots), _headings(view)
+    keys = (decide.protocol(view, by, newest).key for by in view.config.scored_by)
+    return frozenset(known.get(key, key) for key in keys)
 
 
 def _expected_by(view: RunView) -> Mapping[str, tuple[Expected, ...]]:
@@ -303,8 +304,9 @@ def _expected_by(view: RunView) -> Mapping[str, tuple[Expected, ...]]:
     several = view.config.scored_by if view.config and view.snapshots else ()
     if len(several) < 2 or not any(by.evaluation.expected for by in several):
         return {}
-    newest = max(view.snapshots)
-    return {decide.protocol(view, by, newest).key: by.evaluation.expected for by in several}
+    newest, known = max(view.snapshots), _headings(view)
+    keys = {decide.protocol(view, by, newest).key: by.evaluation.expected for by in several}
+    return {known.get(key, key): expected for key, expected in keys.items()}
 
 
 def _waiting(view: RunView) -> Mapping[str, tuple[int, ...]] | None:
@@ -312,11 +314,28 @@ def _waiting(view: RunView) -> Mapping[str, tuple[int, ...]] | None:
     if view.config is None:
         return None
     found: dict[str, tuple[int, ...]] = {}
+    known = _headings(view)
     for by in view.config.scored_by:
         for images in decide.unscored(view, by):
             key = decide.protocol(view, by, images).key
+            key = known.get(key, key)
             found[key] = (*found.get(key, ()), images)
     return found
+
+
+def _headings(view: RunView) -> Mapping[str, str]:
+    """Key of a protocol that names a file whose content was open when it was asked for -> as its scores have it."""
+    scores = (r for r in view.records if r.done and r.protocol_key != r.asked)
+    return {r.asked: r.protocol_key for r in scores}
+
+
+def _under_headings(view: RunView) -> tuple[EvaluationRecord, ...]:
+    """The run's records, those without a score by the same protocol as the scores beside them."""
+    known = _headings(view)
+    return tuple(
+        replace(r, protocol_key=known[r.protocol_key]) if r.protocol_key in known else r
+        for r in view.records
+    )
 
 
 def _fronts(view: RunView, problems: list[str]) -> tuple[Front, ...]:

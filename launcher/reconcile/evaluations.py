@@ -390,13 +390,15 @@ def _without_score(view: RunView, status: str) -> tuple[int, ...]:
     # of a run with several protocols each is one; records of before name none where they failed
     several = view.config is not None and len(view.config.scored_by) > 1
 
-    def which(record: EvaluationRecord) -> tuple[int, str]:
-        return record.images, record.protocol_key if several else ""
+    def which(record: EvaluationRecord) -> set[tuple[int, str]]:
+        # a score knows the content of a file that a failure before it knew by name
+        keys = {record.protocol_key, record.asked} if several else {""}
+        return {(record.images, key) for key in keys}
 
     own = [record for record in view.records if not record.sweep]
-    scored = {which(record) for record in own if record.done}
-    found = {which(record) for record in own if record.status == status}
-    return tuple(sorted({images for images, _ in found - scored}))
+    scored = {each for record in own if record.done for each in which(record)}
+    lost = [record for record in own if record.status == status]
+    return tuple(sorted({record.images for record in lost if scored.isdisjoint(which(record))}))
 
 
 def protocol(view: RunView, config: Config, images: int) -> Protocol:

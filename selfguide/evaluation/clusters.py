@@ -39,21 +39,21 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Clustering:
-    """Clusters (N,) of the first N training images, and of samples by their seeds (B,)."""
+    """Clusters (N,) of some training images, and of samples by their seeds (B,)."""
 
     real: Ids
     made: Callable[[Tensor], Ids]
 
 
 def clustering(
-    snapshot: Snapshot, evaluation: EvaluationConfig, count: int, progress: Progress = silent
+    snapshot: Snapshot, evaluation: EvaluationConfig, ordinals: Tensor, progress: Progress = silent
 ) -> Clustering:
-    """The clusters of the first `count` training images, and how those of samples follow from their seeds.
+    """The clusters of the training images at `ordinals` (N,), and how those of samples follow from their seeds.
 
     Raises:
         UserError: the snapshot has no clusters, fewer images than them, or its images or sidecars are gone.
     """
-    parts = torch.arange(count).split(evaluation.batch)
+    parts = ordinals.split(evaluation.batch)
     if not samples_training_rows(snapshot):
         p, prior = snapshot.guidance["p"], evaluation.prior
         found = [clusters_of(snapshot, part).cpu().numpy() for part in reported(parts, progress)]
@@ -88,7 +88,7 @@ def _groups(rows: ConditionSampler) -> Callable[[Tensor], Ids]:
 def _nearest(
     rows: ConditionSampler, parts: tuple[Tensor, ...], wanted: int
 ) -> Callable[[Tensor], Ids]:
-    """The nearest of so many centres, which are fitted to the rows of the first images."""
+    """The nearest of so many centres, which are fitted to the rows of these images."""
     fitted = np.concatenate([_vectors(rows(part)) for part in parts])
     if wanted > len(fitted):
         raise UserError(

@@ -32,6 +32,7 @@ from selfguide.evaluation.scores import (
     fill,
     make_reference,
     moments_of,
+    part_of,
     parts_in,
     read_reference,
     read_unconditional,
@@ -45,7 +46,7 @@ from selfguide.sampling.condition_sampler import (
 from selfguide.sampling.generate import generate_each
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import Config, EvaluationConfig
-from selfguide.spec.extras import OF_TEST
+from selfguide.spec.extras import OF_TEST, OF_TRAINING
 from selfguide.spec.identity import digest
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.records import Protocol, crop_rule
@@ -299,7 +300,7 @@ class _Against:
         self.progress = work.progress
         own = not (evaluation.reference or evaluation.shards)
         self.train: Known | None = None
-        if metrics & {"near_copies", "ood_auroc", "cluster_fd"}:
+        if metrics & {*OF_TRAINING}:
             # ranks but the first get no references, and make their share of them all the same
             if snapshot.data["header"]["kind"] != "image":
                 self.train = latents
@@ -316,7 +317,9 @@ class _Against:
         self.unconditional: Reference | None = None
         self.unconditional_sha256: str | None = None
         if "ufid" in metrics and not work.rank:
-            found = read_unconditional(str(evaluation.unconditional), net, work.progress)
+            found = read_unconditional(
+                str(evaluation.unconditional), net, work.progress, evaluation.unconditional_sha256
+            )
             self.unconditional, self.unconditional_sha256 = found.main, found.sha256
         self.clustering: Clustering | None = None
         self.labels: NDArray[np.int64] | None = None
@@ -351,14 +354,15 @@ class _Against:
         )
 
     def _clusters(self, metrics: set[str]) -> None:
-        """Clusters of the first training images, and their labels."""
+        """Clusters of the training images whose features are kept, and their labels."""
         images = TrainingImages(self.snapshot)
         count = min(self.evaluation.kept, images.count)
         if self.train is not None and self.train.features is not None:
             count = min(count, len(self.train.features))
-        self.clustering = clustering(self.snapshot, self.evaluation, count, self.progress)
+        ordinals = part_of(images.count, count, self.evaluation.reference_seed)
+        self.clustering = clustering(self.snapshot, self.evaluation, ordinals, self.progress)
         if "agreement" in metrics:
-            parts = torch.arange(count).split(self.evaluation.batch)
+            parts = ordinals.split(self.evaluation.batch)
             read = [images.labels(part) for part in reported(parts, self.progress)]
             self.labels = torch.cat(read).numpy()
 
@@ -370,7 +374,9 @@ def reference_of(
     if evaluation.reference:
         if work.rank:
             return None
-        return read_reference(evaluation.reference, net, progress=work.progress)
+        return read_reference(
+            evaluation.reference, net, progress=work.progress, sha256=evaluation.reference_sha256
+        )
     root = evaluation.shards or snapshot.data["root"]
     wanted = evaluation.manifest or snapshot.data["manifest"]
     _check_manifest(root, wanted)
@@ -390,7 +396,8 @@ def _test(evaluation: EvaluationConfig, net: FeatureNet, work: Work) -> Known | 
     root = str(evaluation.test)
     wanted = evaluation.test_manifest or manifests.load(root).hash
     _check_manifest(root, wanted)
-    return _made(root, wanted, replace(evaluation, reference_count=None), net, work)
+    whole = replace(evaluation, reference_count=None, reference_seed=None)
+    return _made(root, wanted, whole, net, work)
 
 
 def _latents(
@@ -424,6 +431,8 @@ def _made(
     # not named where it is as it always was
     if evaluation.kept != NEIGHBOURS:
         decided["kept"] = evaluation.kept
+    if evaluation.reference_seed is not None:
+        decided["seed"] = evaluation.reference_seed
     crop = Crop.of_evaluation(evaluation) if codec is None else None
     if crop is not None:
         decided["crop"] = crop_rule(evaluation)
@@ -435,6 +444,7 @@ def _made(
         codec=codec,
         part=evaluation.batch,
         count=count,
+        seed=evaluation.reference_seed,
         kept=evaluation.kept,
         crop=crop,
         rank=work.rank,

@@ -30,7 +30,7 @@ from selfguide.evaluation.features.net import FeatureNet
 from selfguide.evaluation.metrics.frechet import Reference, distance, frechet
 from selfguide.evaluation.metrics.moments import Moments
 from selfguide.evaluation.progress import Progress, reported, silent
-from selfguide.randomness import uniform
+from selfguide.randomness import sample, uniform
 from selfguide.spec.config import EvaluationConfig
 from selfguide.spec.extras import measured
 from selfguide.spec.metrics import LEAST_SAMPLES
@@ -223,7 +223,11 @@ def check_reference(reference: Reference, net: FeatureNet) -> None:
 
 
 def read_reference(
-    given: str, net: FeatureNet, field: str = "reference", progress: Progress = silent
+    given: str,
+    net: FeatureNet,
+    field: str = "reference",
+    progress: Progress = silent,
+    sha256: str | None = None,
 ) -> Known:
     """A reference from a file: ours, ADM's, clean-fid's, or anybody's `mu` and `sigma`.
 
@@ -231,9 +235,10 @@ def read_reference(
 
     Args:
         field: the setting that names it, for messages.
+        sha256: of the file that a protocol compares with, where it says so.
 
     Raises:
-        UserError: it is no reference, or one of another protocol.
+        UserError: it is no reference, or one of another protocol, or another file than this.
     """
     path = locate_reference(given)
     if path is None:
@@ -241,6 +246,13 @@ def read_reference(
         raise UserError(
             f"{field}={given}: no such file at {places}; `python -m tools.reference {_MAKES[field]} "
             "--protocol P --out FILE.npz` makes one"
+        )
+    found = storage.sha256(str(path))
+    if sha256 not in (None, found):
+        raise UserError(
+            f"{field}={given}: the file has sha256 {found[:12]}, and the protocol compares with {str(sha256)[:12]}; "
+            f"put that file back, or `python -m launcher.evaluate RUN evaluation.{field}={given}` scores against this "
+            "one as well"
         )
     main = Reference.load(path)
     try:
@@ -262,16 +274,21 @@ def read_reference(
             f"{path} is no reference: its mean has {len(main.mean)} features, and those of its images are "
             f"{features.shape}"
         )
-    return Known(main=main, spatial=spatial, features=features, sha256=storage.sha256(str(path)))
+    return Known(main=main, spatial=spatial, features=features, sha256=found)
 
 
-def read_unconditional(given: str, net: FeatureNet, progress: Progress = silent) -> Known:
+def read_unconditional(
+    given: str, net: FeatureNet, progress: Progress = silent, sha256: str | None = None
+) -> Known:
     """Statistics of an unconditional run's samples from a file.
 
+    Args:
+        sha256: of the file that a protocol compares with, where it says so.
+
     Raises:
-        UserError: they are none, of another protocol, or of a run that nobody named.
+        UserError: they are none, of another protocol, of a run that nobody named, or another file than this.
     """
-    found = read_reference(given, net, "unconditional", progress)
+    found = read_reference(given, net, "unconditional", progress, sha256)
     if not found.main.about.get("run"):
         raise UserError(
             f"unconditional={given}: these statistics name no run, so that nobody could say what uFID means; make them "
@@ -288,6 +305,7 @@ def make_reference(
     codec: Autoencoder | None = None,
     part: int = 50,
     count: int | None = None,
+    seed: int | None = None,
     kept: int = NEIGHBOURS,
     crop: Crop | None = None,
     rank: int = 0,
@@ -300,7 +318,8 @@ def make_reference(
 
     Args:
         codec: what decodes latents.
-        count: of the first samples only, which are as random as any others.
+        count: of so many samples only.
+        seed: draws them, and among them those that are kept; None takes the first ones.
         kept: images at most whose features it holds.
         crop: cuts a window out of each image.
         progress: called with each part, and while another evaluation makes the same one.
@@ -316,9 +335,10 @@ def make_reference(
             f"{total} images of {root}: a reference and its halves need {2 * LEAST_SAMPLES} or more"
         )
     found = parts_in(folder / "parts", total, part)
+    chosen = part_of(manifest.count, total, seed).numpy()
     if rank:
         if not file.exists():
-            _fill_reference(found, root, manifest, net, codec, crop, progress, rank, world)
+            _fill_reference(found, root, manifest, chosen, net, codec, crop, progress, rank, world)
         return None
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -330,17 +350,27 @@ def make_reference(
     # another evaluation may be making it
     with lock(folder, create=False, required=False, seconds=math.inf, pause=pause):
         if not file.exists():
-            _fill_reference(found, root, manifest, net, codec, crop, progress, 0, world)
-            _publish_reference(file, net, found, manifest.hash, kept, progress)
+            _fill_reference(found, root, manifest, chosen, net, codec, crop, progress, 0, world)
+            about: dict[str, Any] = {"shards": manifest.hash}
+            if seed is not None:
+                about["seed"] = seed
+            some = part_of(manifest.count, min(kept, total), seed).numpy()
+            _publish_reference(file, net, found, about, np.searchsorted(chosen, some), progress)
         shutil.rmtree(folder / "parts", ignore_errors=True)
     # its shards say what it is
     return replace(read_reference(str(file), net), sha256=None)
+
+
+def part_of(total: int, count: int, seed: int | None) -> torch.Tensor:
+    """(count,) ordinals, ascending, of so many of `total` samples: drawn by the seed, or the first ones."""
+    return torch.arange(count) if seed is None else sample(seed, "reference", total, count)
 
 
 def _fill_reference(
     found: Rows,
     root: str,
     manifest: Manifest,
+    chosen: NDArray[np.int64],
     net: FeatureNet,
     codec: Autoencoder | None,
     crop: Crop | None,
@@ -348,12 +378,13 @@ def _fill_reference(
     rank: int,
     world: int,
 ) -> None:
-    """Makes this rank's parts of the features of the first images at `root`."""
+    """Makes this rank's parts of the features of the images at these ordinals of `root`."""
     header = manifest.header
     with closing(Reader(root, manifest)) as reader:
 
-        def make(ordinals: NDArray[np.int64]) -> torch.Tensor:
+        def make(rows: NDArray[np.int64]) -> torch.Tensor:
             progress()
+            ordinals = chosen[rows]
             stored = torch.as_tensor(reader.gather(ordinals, fields=("x",))["x"])
             images = to_images(header, Normaliser.of(header).encode(stored), codec)
             return net.rows(images if crop is None else crop.of(images, ordinals))
@@ -362,20 +393,30 @@ def _fill_reference(
 
 
 def _publish_reference(
-    file: Path, net: FeatureNet, found: Rows, manifest: str, kept: int, progress: Progress
+    file: Path,
+    net: FeatureNet,
+    found: Rows,
+    made_of: dict[str, Any],
+    kept: NDArray[np.int64],
+    progress: Progress,
 ) -> None:
+    """Writes the reference.
+
+    Args:
+        made_of: what it says of its images.
+        kept: rows (M,), ascending, whose features it holds.
+    """
     halves = moments_of(found, slice(0, net.width), blocks=2, progress=progress)
     about = {
         "features": net.about,
-        "shards": manifest,
+        **made_of,
         "floor": distance(*halves.gaussian(without=0), *halves.gaussian(without=1)),
     }
     main, spatial = Reference.of(halves, about), None
     if net.spatial:
         columns = slice(net.width, net.width + net.spatial)
         spatial = Reference.of(moments_of(found, columns, blocks=1, progress=progress))
-    some = np.concatenate([p[:, : net.width] for p in _until(found, kept)])[:kept]
-    _save(file, main, spatial, some)
+    _save(file, main, spatial, _rows(found, kept)[:, : net.width])
 
 
 def _save(file: Path, main: Reference, spatial: Reference | None, features: Array) -> None:
@@ -394,14 +435,16 @@ def _save(file: Path, main: Reference, spatial: Reference | None, features: Arra
     storage.publish(file, data.getvalue(), replace=True)
 
 
-def _until(parts: Iterable[Array], count: int) -> Iterator[Array]:
-    """Parts until they hold so many rows."""
-    seen = 0
+def _rows(parts: Iterable[Array], wanted: NDArray[np.int64]) -> Array:
+    """(M, D) rows at `wanted` (M,), ascending; parts behind the last one are not read."""
+    found, first = [], 0
     for part in parts:
-        yield part
-        seen += len(part)
-        if seen >= count:
-            return
+        there = wanted[(wanted >= first) & (wanted < first + len(part))]
+        found.append(part[there - first])
+        first += len(part)
+        if first > wanted[-1]:
+            break
+    return np.concatenate(found)
 
 
 def _cut(rows: Array, size: int = 1000) -> Iterator[Any]:

@@ -6,13 +6,15 @@ All of it is read from the shards' manifest before a job is queued.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfguide.spec.config import Config
 from selfguide.spec.config.augment import check_augmented
 from selfguide.spec.config.data import check_stored
+from selfguide.spec.config.evaluation import LEAST_REAL
+from selfguide.spec.extras import OF_TRAINING
 from selfguide.spec.initial_weights import read_snapshot
 from selfguide.spec.metrics import FEATURES
 from shards import storage
@@ -61,6 +63,7 @@ def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:
         )
     for by in config.scored_by:
         check_scored(by, header)
+        check_counts(by, header, lambda: manifest.count)
         if by.evaluation.protocol == "probe":
             check_labels(data.root, manifest)
     if header.kind == "latent" and config.contrastive.on and config.contrastive.view == "moved":
@@ -89,7 +92,7 @@ def check_scored(config: Config, header: Header) -> None:
             f"evaluation.protocol={evaluation.protocol} compares images, and the shards in {config.data.root} hold "
             f"latents of {header.encoder}; set evaluation=none"
         )
-    if evaluation.protocol not in FEATURES or not FEATURES[evaluation.protocol].of_images:
+    if not _of_images(config):
         return
     if header.kind == "latent" and not (evaluation.reference or evaluation.shards):
         raise UserError(
@@ -102,6 +105,57 @@ def check_scored(config: Config, header: Header) -> None:
             f"evaluation.protocol={evaluation.protocol} reads images of 1 or 3 channels, and data.shape is "
             f"{list(config.data.shape)}; set evaluation=none"
         )
+
+
+def check_counts(config: Config, header: Header, count: Callable[[], int]) -> None:
+    """Returns when there are samples and real images enough for a protocol of images: two halves of a score with error.
+
+    Args:
+        header: of the data that the model learns.
+        count: of them, where it is asked for.
+
+    Raises:
+        UserError: there are too few.
+    """
+    evaluation, latents = config.evaluation, header.kind == "latent"
+    if not _of_images(config):
+        return
+    check_samples(config, latents)
+    of_training = latents or bool({*evaluation.metrics} & {*OF_TRAINING})
+    compared = not (evaluation.reference or evaluation.shards)
+    if not (of_training or compared) or (found := count()) >= LEAST_REAL:
+        return
+    cure = "evaluation=none"
+    if compared:
+        cure = f"evaluation.shards=ROOT of {LEAST_REAL} images or more, evaluation.reference=FILE.npz, or {cure}"
+    raise UserError(
+        f"evaluation.protocol={evaluation.protocol} compares samples with images and their two halves, of which it "
+        f"needs {LEAST_REAL}, and the shards in data.root={config.data.root} hold {found}; give more of them, or {cure}"
+    )
+
+
+def check_samples(config: Config, latents: bool) -> None:
+    """The same of the samples of a model of latents: as many of these are decoded, and their images have halves."""
+    samples = config.evaluation.samples
+    if latents and _of_images(config) and samples < LEAST_REAL:
+        raise UserError(
+            f"evaluation.samples={samples}, and the shards in {config.data.root} hold latents, of which as many are "
+            f"decoded beside, {LEAST_REAL} at least; take evaluation.samples={LEAST_REAL} or more"
+        )
+
+
+def _of_images(config: Config) -> bool:
+    features = FEATURES.get(config.evaluation.protocol)
+    return features is not None and features.of_images
+
+
+def part_seed(manifest: Manifest) -> int | None:
+    """The seed that draws a part of these shards for a reference, where none is given; None takes the first images.
+
+    Written shards are shuffled, so that their first images are a random sample. Those that were indexed are in their
+    source's order, often that of its classes.
+    """
+    return 0 if manifest.plain.get("order") == "source" else None
 
 
 def check_labels(root: str, manifest: Manifest) -> None:

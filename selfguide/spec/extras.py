@@ -36,6 +36,8 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
 BUILT_IN = ("inception_score", "precision_recall")
 # need a model, beside its samples
 OF_MODELS = ("cluster_fd", "agreement", "drift")
+# compare with the training images, whatever the reference is
+OF_TRAINING = ("near_copies", "ood_auroc", "cluster_fd")
 # need images that nobody trained on
 OF_TEST = ("ood_auroc", "fdr")
 
@@ -62,8 +64,10 @@ def extras(evaluation: EvaluationConfig) -> dict[str, Any]:
         if name == "fdr":
             values["nets"] = {p: FEATURES[p].sha256 for p in sorted(evaluation.fdr_protocols)}
         if name == "ufid":
-            # by its name, since it may still be missing; the record says by its sha256 which file it was
             values["unconditional"] = f"file {Path(str(evaluation.unconditional)).name}"
+            # where it was there already; else the record says which file it was
+            if evaluation.unconditional_sha256 is not None:
+                values["sha256"] = evaluation.unconditional_sha256
         if name == "agreement":
             # of the labels: the model has seen none of them by this
             values["labels"] = "for reporting only"

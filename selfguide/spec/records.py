@@ -42,6 +42,8 @@ UNREADABLE = (
 
 # of the record
 SCHEMA = 1
+# begins what a protocol calls a reference that is a file
+_FILE = "file "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +82,11 @@ class Protocol:
     net: str | None = None
     # of the autoencoder that makes images of latents
     decoder_sha256: str | None = None
-    # of the reference's shards: the first so many images, and the window that is cut out of each
+    # of a reference that is a file; None where it was not there when the score was asked for
+    reference_sha256: str | None = None
+    # of the reference's shards: so many images, by this seed or else the first, and the window that is cut out of each
     reference_count: int | None = None
+    reference_seed: int | None = None
     crop: str | None = None
     # of so many samples each
     sets: int | None = None
@@ -118,7 +123,9 @@ class Protocol:
             normalisation=features.normalisation or None,
             net=evaluation.net,
             decoder_sha256=header.get("encoder_sha256") if features.of_images else None,
+            reference_sha256=evaluation.reference_sha256 if features.of_images else None,
             reference_count=evaluation.reference_count,
+            reference_seed=evaluation.reference_seed,
             crop=crop_rule(evaluation),
             sets=evaluation.sets if evaluation.sets > 1 else None,
             extras=(extras(evaluation) or None) if features.of_images else None,
@@ -128,7 +135,8 @@ class Protocol:
         """As a record holds it: what only protocols of images have is left out of others."""
         values = {name: getattr(self, name) for name in _OF_PROTOCOL}
         for later in (
-            "normalisation", "net", "decoder_sha256", "reference_count", "crop", "sets", "extras",
+            "normalisation", "net", "decoder_sha256", "reference_sha256", "reference_count", "reference_seed", "crop",
+            "sets", "extras",
         ):  # fmt: skip
             if values[later] is None:
                 del values[later]
@@ -137,12 +145,17 @@ class Protocol:
     @functools.cached_property
     def key(self) -> str:
         """What a column of scores is headed by; no settings leave no trace, so plain samplers keep their column."""
-        values = self.plain()
-        if self.g == 1:  # nothing is guided, wherever
-            values["interval"] = (0.0, 1.0)
-        if not values["settings"]:
-            del values["settings"]
-        return digest(values)
+        return _key_of(self.plain())
+
+
+def _key_of(protocol: Mapping[str, Any]) -> str:
+    """The key of a protocol, as a record holds it."""
+    values = dict(protocol)
+    if values.get("g") == 1:  # nothing is guided, wherever
+        values["interval"] = (0.0, 1.0)
+    if not values.get("settings"):
+        values.pop("settings", None)
+    return digest(values)
 
 
 def _probe(config: Config, snapshot: Mapping[str, Any]) -> Protocol:
@@ -189,12 +202,9 @@ def layer_name(config: Config, given: str) -> str:
 
 
 def _reference(evaluation: EvaluationConfig, data: Mapping[str, Any]) -> str:
-    """What samples are compared with: a file by its name, since it may still be missing; shards by their manifest.
-
-    The record says by its sha256 which file it was.
-    """
+    """What samples are compared with: a file by its name, beside its sha256; shards by their manifest."""
     if evaluation.reference:
-        return f"file {Path(evaluation.reference).name}"
+        return f"{_FILE}{Path(evaluation.reference).name}"
     return evaluation.manifest or data["manifest"]
 
 
@@ -313,6 +323,11 @@ class EvaluationRecord:
         return self.scores.get(self.metric) if self.metric else None
 
     @property
+    def asked(self) -> str:
+        """Key of the protocol that it was asked for by: another one where that named a file whose content was open."""
+        return self.key.rpartition("-")[2]
+
+    @property
     def contaminations(self) -> tuple[NetUse, ...]:
         """What the net that this score is measured in did for the model before."""
         return contaminations(self.protocol, self.nets)
@@ -328,6 +343,7 @@ class EvaluationRecord:
             raise ValueError(f"its schema is {values['schema']}, this version reads {SCHEMA}")
         given = {k: v for k, v in values.items() if k in _OF_RECORD and v is not None}
         _check_kinds(given)
+        given |= _by_content(given)
         scores = given.get("scores", {}) if values["status"] == "done" else {}
         finite = {n: float(v) for n, v in scores.items() if v is not None and math.isfinite(v)}
         numbers = {"attempt": int(values["attempt"]), "images": int(values["images"])}
@@ -362,6 +378,27 @@ class EvaluationRecord:
         """The picture of its samples, where there is one."""
         path = grid_path(run, self.key, self.attempt)
         return path if path.is_file() else None
+
+
+def _by_content(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The protocol of a record, and its key, where the files that it names were not known by their content before.
+
+    They were not there when the score was asked for, or an earlier version asked. Files of one name may differ, and
+    scores against the same one share a column, whenever it came.
+    """
+    protocol, files = given.get("protocol", {}), given.get("files", {})
+    known = {}
+    named = str(protocol.get("reference")).startswith(_FILE)
+    if named and "reference" in files and protocol.get("reference_sha256") is None:
+        known["reference_sha256"] = files["reference"]
+    beside = protocol.get("extras") or {}
+    ufid = beside.get("ufid")
+    if ufid is not None and "unconditional" in files and "sha256" not in ufid:
+        known["extras"] = {**beside, "ufid": {**ufid, "sha256": files["unconditional"]}}
+    if not known:
+        return {}
+    protocol = {**protocol, **known}
+    return {"protocol": protocol, "protocol_key": _key_of(protocol)}
 
 
 # of both, asked for of every record

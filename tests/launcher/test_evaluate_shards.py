@@ -156,6 +156,21 @@ def test_evaluate_against_what_is_no_shards_of_images_is_refused(
     refused(run, memory, extra, f"evaluation.test={nothing}: no shards at")
 
 
+def test_score_of_too_few_images_is_refused_before_the_sweep(
+    made: Data, runs: Path, memory: Memory, launched: list[int], tmp_path: Path
+) -> None:
+    few, x = tmp_path / "few", np.zeros((39, 1, 8, 8), np.uint8)
+    write(few, ArraySource.of("few", x), header=Header(kind="image", shift=8.0, scale=0.125))
+    run = run_on(made.latents, runs, memory, "evaluation=none")
+    words = [*made.net, "evaluation.batch=20", f"evaluation.shards={made.images}"]
+    said = "take evaluation.samples=40 or more"
+    refused(run, memory, [*words, "evaluation.samples=39"], "evaluation.samples=39", said)
+    swept = [*words, "evaluation.samples=40", "sampler.steps=2,3"]
+    refused(run, memory, swept, "--confirm 39: evaluation.samples=39", said, confirm=39)
+    given = [*made.net, *FEW, f"evaluation.shards={few}"]
+    refused(run, memory, given, f"evaluation.shards={few} holds 39 images")
+
+
 def test_evaluate_with_relative_paths_gives_jobs_absolute_ones(
     made: Data, runs: Path, memory: Memory, launched: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -200,3 +200,73 @@ def test_a_folder_of_a_job_does_not_depend_on_where_it_starts() -> None:
     assert (
         submission.absolute(compose(["experiment=digits_dit", "cluster=local"])).data.cache is None
     )
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Latents and images, 39 and 40 of each."""
+    root, found = tmp_path_factory.mktemp("few"), {}
+    for name, header, dtype in (("latent", LATENT, np.float16), ("image", IMAGE, np.uint8)):
+        for count in (39, 40):
+            x = np.random.default_rng(0).integers(0, 17, (count, 3, 8, 8)).astype(dtype)
+            writer.write(root / f"{name}{count}", ArraySource.of(name, x), header=header)
+            found[f"{name}{count}"] = root / f"{name}{count}"
+    return found
+
+
+def of_three(root: Path, *more: str) -> list[str]:
+    return settings(root, "data.shape=[3,8,8]", "evaluation=fid_adm", *more)
+
+
+def test_too_few_samples_of_a_model_of_latents_are_refused(
+    few: dict[str, Path], tmp_path: Path
+) -> None:
+    shards = f"evaluation.shards={few['image40']}"
+    words = of_three(few["latent40"], shards)
+    refused(
+        tmp_path / "runs",
+        [*words, "evaluation.samples=39"],
+        "evaluation.samples=39, and the shards in",
+        "take evaluation.samples=40 or more",
+    )
+    assert accepted([*words, "evaluation.samples=40"])
+    # images need no second reference
+    assert accepted(of_three(few["image40"], "evaluation.samples=20"))
+
+
+@pytest.mark.parametrize(
+    ("data", "more", "parts"),
+    [
+        ("latent39", ["evaluation.shards=IMAGE40"], ("hold 39; give more of them, or evaluation=none",)),
+        ("latent39", ["evaluation.reference=x.npz"], ("hold 39; give more of them, or evaluation=none",)),
+        ("image39", [], ("hold 39; give more", "evaluation.shards=ROOT of 40 images or more")),
+        ("image40", ["evaluation.shards=IMAGE39"], ("image39 holds 39 images", "give evaluation.shards=ROOT")),
+        ("image40", ["evaluation.reference_count=39"], ("evaluation.reference_count=39", "take 40 or more")),
+        (
+            "image39",
+            ["evaluation.shards=IMAGE40", "evaluation.metrics=[near_copies]"],
+            ("hold 39; give more of them, or evaluation=none",),
+        ),
+    ],
+)  # fmt: skip
+def test_too_few_real_images_for_a_score_are_refused(
+    few: dict[str, Path], tmp_path: Path, data: str, more: list[str], parts: tuple[str, ...]
+) -> None:
+    named = [
+        word.replace("IMAGE", "image").replace(
+            "shards=image", f"shards={few['image40'].parent}/image"
+        )
+        for word in more
+    ]
+    words = of_three(few[data], *named, "evaluation.samples=40")
+    with pytest.raises(UserError) as raised:
+        config = submit.resolve([*words, f"runs={tmp_path / 'runs'}"])
+        submit.validate(config)
+        submission.submit(config)
+    assert all(part in str(raised.value) for part in parts), raised.value
+    assert not (tmp_path / "runs").exists()
+
+
+def test_as_many_images_as_a_reference_needs_are_taken(few: dict[str, Path]) -> None:
+    assert accepted(of_three(few["image40"], "evaluation.samples=40"))
+    assert accepted(of_three(few["image39"], f"evaluation.shards={few['image40']}"))

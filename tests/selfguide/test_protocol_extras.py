@@ -183,7 +183,8 @@ def test_self_guided_diffusions_protocol_has_icgans_precision_and_recall() -> No
 @pytest.mark.parametrize(
     "change",
     [
-        {"sets": 3}, {"reference_count": 50}, {"crop": 6}, {"crop": 6, "crop_rule": "random"},
+        {"sets": 3}, {"reference_count": 50}, {"reference_count": 50, "reference_seed": 0}, {"crop": 6},
+        {"crop": 6, "crop_rule": "random"},
         {"crop": 6, "crop_rule": "random", "crop_seed": 1}, {"prior": "quota"}, {"metrics": ["kid"]},
         {"metrics": ["kid"], "kid_size": 20}, {"metrics": ["kid"], "kid_seed": 1}, {"metrics": ["kid"], "kept": 60},
         {"metrics": ["precision_recall"]}, {"metrics": ["precision_recall"], "pr_k": 5},
@@ -299,7 +300,7 @@ def test_samples_of_rows_are_in_the_clusters_of_their_rows(
     oracle: Snapshot, train: Path, tmp_path: Path
 ) -> None:
     config = changed(oracle.config, metrics=["cluster_fd"], cluster_count=CLASSES)
-    found = clustering(oracle, config.evaluation, 90)
+    found = clustering(oracle, config.evaluation, torch.arange(90))
     y = read_all(str(train))["y"]
     assert len(set(zip(found.real.tolist(), y.tolist(), strict=True))) == CLASSES
     seeds = torch.arange(45)
@@ -308,7 +309,7 @@ def test_samples_of_rows_are_in_the_clusters_of_their_rows(
     assert measured.scores["cluster_fd_clusters"] == CLASSES
     assert measured.scores["cluster_fd"] > 0
     with pytest.raises(UserError, match=r"evaluation\.cluster_count=100"):
-        clustering(oracle, oracle.config.evaluation, 90)
+        clustering(oracle, oracle.config.evaluation, torch.arange(90))
     validate(config)
     with pytest.raises(UserError, match=r"evaluation\.cluster_count=100"):
         validate(changed(oracle.config, metrics=["cluster_fd"]))

@@ -32,6 +32,8 @@ from tests.board.fakes import PROTOCOL
 
 CONFIG = compose(["experiment=digits_dit", "cluster=local"])
 SNAPSHOT = {"data": {"manifest": "9a" * 6}, "guidance": {"source": "online", "level": "image"}}
+# of evaluation=fid_adm evaluation.reference=val.npz, when files were known by their name alone
+BY_NAME = "9ff912cf61da"
 NUMBERS = st.floats(-LARGEST, LARGEST)
 
 
@@ -99,6 +101,47 @@ def test_a_failed_record_of_before_has_no_protocol_and_is_read(tmp_path: Path) -
     path.write_text(json.dumps(said | {"attempt": 3, "scores": {}, "message": "no memory"}))
     (found,) = records(run)
     assert (found.done, found.protocol_key, found.message) == (False, "", "no memory")
+
+
+def by_file(name: str, *more: str) -> Protocol:
+    words = [
+        "experiment=digits_dit",
+        "cluster=local",
+        "evaluation=fid_adm",
+        f"evaluation.reference={name}",
+    ]
+    return Protocol.of(compose([*words, *more]), SNAPSHOT)
+
+
+def read_from(protocol: Protocol, sha256: str) -> EvaluationRecord:
+    """A record whose job read a file of this sha256, as it is read again."""
+    written = EvaluationRecord(
+        status="done", key=record_key(5, protocol), attempt=1, images=5, protocol=protocol.plain(),
+        protocol_key=protocol.key, files={"reference": sha256},
+    )  # fmt: skip
+    return EvaluationRecord.of(json.loads(json.dumps(written.plain())))
+
+
+def test_file_of_a_reference_is_known_by_its_content_and_before_that_by_its_name() -> None:
+    one, other = (by_file("val.npz", f"evaluation.reference_sha256={sha * 64}") for sha in "ab")
+    named = by_file("val.npz")
+    assert len({one.key, other.key, named.key}) == 3
+    # as it was before there was a sha256
+    assert named.key == BY_NAME and "reference_sha256" not in named.plain()
+    # once it was read it is the same column, of records of before as well, and these keep their own key
+    assert read_from(named, "a" * 64).protocol_key == one.key
+    assert read_from(named, "b" * 64).protocol_key == other.key
+    assert read_from(one, "a" * 64).protocol_key == one.key
+    assert read_from(named, "a" * 64).key == record_key(5, named)
+    assert read_from(named, "a" * 64).asked == named.key
+
+
+def test_statistics_of_an_unconditional_run_are_known_by_their_content() -> None:
+    ufid = ["evaluation.metrics=[ufid]", "evaluation.unconditional=u.npz"]
+    one, other = (
+        by_file("val.npz", *ufid, f"evaluation.unconditional_sha256={s * 64}") for s in "ab"
+    )
+    assert len({one.key, other.key, by_file("val.npz", *ufid).key}) == 3
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from selfguide.data.autoencoders import load_autoencoder
 from selfguide.distributed import RankInfo
 from selfguide.evaluation.features.net import FeatureNet, load_feature_net
 from selfguide.evaluation.scores import make_reference
+from selfguide.spec.data_fit import part_seed
 from selfguide.spec.identity import digest
 from shards import storage
 from shards.errors import UserError
@@ -33,7 +34,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         ("root", str, None, "shards of images or latents"),
         *NET,
         ("--out FILE", str, REQUIRED, "the .npz to write"),
-        ("--count N", int, None, "the first N samples alone, which are as random as others (all)"),
+        ("--count N", int, None, "N of the samples alone (all)"),
+        ("--seed N", int, None, "draws these (0 of indexed tars; else the first, as shuffled)"),
         ("--decoder FILE", str, None, "weights of the autoencoder that decodes latents"),
         ("--rank R", int, 0, "of this task, with --world"),
         ("--world W", int, 1, "tasks that work together (1)"),
@@ -42,8 +44,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     flags.check_least(options, 1, "batch", "world", "count")
+    flags.check_least(options, 0, "seed")
     if not 0 <= options.rank < options.world:
         raise UserError(f"--rank {options.rank} with --world {options.world}: ranks go from 0")
+    if options.seed is not None and options.count is None:
+        raise UserError(
+            f"--seed {options.seed} draws a part of the samples: give --count N as well"
+        )
     out = Path(options.out)
     check_out(out)
     net = net_of(options)
@@ -56,6 +63,11 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     )
     decided = {**net.about, "batch": options.batch, "count": options.count}
     decided |= {"shards": manifest.hash, "decoder": codec.sha256 if codec else None}
+    seed = options.seed
+    if options.count is not None and seed is None:
+        seed = part_seed(manifest)
+    if seed is not None:
+        decided["seed"] = seed
     work = out.parent / f".{out.name}.{digest(decided)}"
     known = make_reference(
         options.root,
@@ -64,6 +76,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         codec=codec,
         part=options.batch,
         count=options.count,
+        seed=seed,
         rank=options.rank,
         world=options.world,
     )
@@ -74,9 +87,12 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     shutil.rmtree(work)
     count, floor = known.main.count, known.floor
     facts = {"out": str(out), "images": count, "protocol": options.protocol, "floor": floor}
+    if seed is not None:
+        facts["seed"] = seed
     facts |= {"sha256": storage.sha256(str(out)), "features": net.about}
+    drawn = "" if seed is None else f", drawn by seed {seed},"
     text = (
-        f"{out}: {count:,} images under {options.protocol}; its halves are {floor:.4g} apart\n"
+        f"{out}: {count:,} images{drawn} under {options.protocol}; its halves are {floor:.4g} apart\n"
         f"evaluation={options.protocol} evaluation.reference={out} compares with it"
     )
     return facts, text

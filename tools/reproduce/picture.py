@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from launcher.submission import meant, resolve
+from launcher.submission import meant, prepare, resolve
 from selfguide.spec.metrics import METRICS
 from selfguide.spec.published import Row
 from selfguide.spec.records import Protocol, grid_path, records
@@ -40,7 +40,8 @@ def finished(row: Row, words: Sequence[str]) -> Finished:
     Raises:
         UserError: it has no score of its last snapshot.
     """
-    found = meant(resolve(words))
+    # a run of before keeps what it was scored by
+    found = prepare(meant(resolve(words)))
     run, config = found.run, found.config
     images = config.train.images
     folder = run.snapshot(images)
@@ -48,7 +49,7 @@ def finished(row: Row, words: Sequence[str]) -> Finished:
         raise UserError(f"{run.root} has not been trained to its end")
     protocol = Protocol.of(config, run.snapshot_manifest(images))
     for each in records(run):
-        if each.done and (each.images, each.protocol_key) == (images, protocol.key):
+        if each.done and each.images == images and protocol.key in (each.protocol_key, each.asked):
             grid = grid_path(run, each.key, each.attempt)
             return Finished(row, config.evaluation.protocol, dict(each.scores), grid)
     raise UserError(f"{run.root} has no score of its final snapshot")

@@ -20,6 +20,12 @@ _PROBE = "protocol=probe"
 _NUMPY_SEED = Within(0, 2**32 - 1)
 # fields that name shards, and those with the hash of these shards' manifest
 MANIFESTS = {"shards": "manifest", "test": "test_manifest"}
+# fields that name files of statistics, and those with the sha256 of these files
+FILES = {"reference": "reference_sha256", "unconditional": "unconditional_sha256"}
+# what a submission fills in: which content a path had
+PINS = MANIFESTS | FILES
+# of real images: their two halves need as many as a score with an error does (`selfguide.spec.metrics.LEAST_SAMPLES`)
+LEAST_REAL = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +75,8 @@ class EvaluationConfig:
     # images, such as a held-out part. An experiment may name the file, so that evaluation=none leaves it unread. A
     # probe is tested on labelled shards, made as the run's own, or on a fifth of these
     reference: str | None = None
+    # of the file, which the submission fills in where it is there
+    reference_sha256: Annotated[str | None, ReadWith("reference=FILE")] = None
     shards: Annotated[str | None, ReadWith(*_IMAGES, _PROBE)] = None
     # hash of these shards' manifest, which the submission fills in
     manifest: Annotated[str | None, ReadWith("shards=ROOT")] = None
@@ -85,8 +93,12 @@ class EvaluationConfig:
     ranks: Annotated[int, AtLeast(1), ReadWith(*_IMAGES, _PROBE)] = 1
     # sets of so many samples, each of seeds of its own; scores are their mean, beside the standard deviation
     sets: Annotated[int, AtLeast(1), ReadWith(*_IMAGES)] = 1
-    # the first images alone of the shards that samples are compared with, which are as random as any others
-    reference_count: Annotated[int | None, AtLeast(2), ReadWith(*_IMAGES)] = None
+    # so many images alone of the shards that samples are compared with
+    reference_count: Annotated[int | None, AtLeast(LEAST_REAL), ReadWith(*_IMAGES)] = None
+    # draws these, each at most once; null takes the first ones. Shards that we wrote are shuffled by a seed in their
+    # manifest, so that their first images are a random sample. Those of indexed tars may be of a few classes alone: a
+    # submission fills in 0 there
+    reference_seed: Annotated[int | None, Seed(2**62), ReadWith("reference_count=N")] = None
     # edge of the window that is cut out of each of these, in the middle or by a seed
     crop: Annotated[int | None, AtLeast(1), ReadWith(*_IMAGES)] = None
     crop_rule: Annotated[Literal["centre", "random"], ReadWith("crop=EDGE")] = "centre"
@@ -127,6 +139,7 @@ class EvaluationConfig:
     test_manifest: Annotated[str | None, ReadWith("test=ROOT")] = None
     # statistics of an unconditional run's samples, which `tools.reference samples` makes
     unconditional: Annotated[str | None, ReadWith("metrics=ufid")] = None
+    unconditional_sha256: Annotated[str | None, ReadWith("unconditional=FILE")] = None
     # sizes of blocks in which the first samples are drawn again
     drift_blocks: Annotated[tuple[int, ...], AtLeast(1), ReadWith("metrics=drift")] = (1, 7)
     # of a probe: layers by number from 1 or by name, () for all of them, and the noise-times it reads each at
