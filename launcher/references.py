@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfguide.spec import timm_nets
 from selfguide.spec.config import Config, EvaluationConfig
 from selfguide.spec.config.data import fits
 from selfguide.spec.config.evaluation import MANIFESTS
@@ -52,16 +53,17 @@ def pinned(
     load: Load | None = None,
     names: Collection[str] = tuple(MANIFESTS),
 ) -> EvaluationConfig:
-    """`evaluation` with the hashes of the shards that it names, once they are what `config` can be scored with.
+    """`evaluation` with the hashes of the shards and of the weights that it names, once they are what `config` can be
+    scored with. Weights that are not here have none yet.
 
     Args:
         load: reads the manifests, where it is not to be `load_manifests`.
         names: fields whose shards are read.
 
     Raises:
-        UserError: there are no shards, or others than the protocol compares with.
+        UserError: there are no shards, or others than the protocol compares with, or weights that cannot be read.
     """
-    hashes: dict[str, Any] = {}
+    evaluation, hashes = timm_nets.pinned(evaluation), dict[str, Any]()
     for name in names:
         root = getattr(evaluation, name)
         if root is None:
