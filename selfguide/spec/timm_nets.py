@@ -62,7 +62,6 @@ def check_net(net: str, weights: str | None, where: str = "evaluation.") -> None
         close = nearest(net, (n for names in there.values() for n in names)) if tag else ""
         raise UserError(f"{where}net={net} is no model of timm{close or nearest(model, there)}")
     names = there[model]
-    file = f"{where}weights=FILE"
     if tag and names and net not in names:
         raise UserError(
             f"{where}net={net}: timm publishes no such weights of {model}{nearest(net, names)}; known: "
@@ -70,11 +69,10 @@ def check_net(net: str, weights: str | None, where: str = "evaluation.") -> None
         )
     if tag or weights:
         return
-    if not names:
-        raise UserError(f"{where}net={net}: timm publishes no weights of it; give {file}")
+    published = ", ".join(f"{where}net={name}" for name in names)
     raise UserError(
-        f"{where}net={net} has weights of several trainings; give {where}net={names[0]}, "
-        f"{'another of ' + ', '.join(names[1:]) + ', ' if names[1:] else ''}or {file}"
+        f"{where}net={net} names a model alone, and none of its weights; give {where}weights=FILE"
+        f"{f', or one of these: {published}' if names else ''}"
     )
 
 

@@ -42,8 +42,11 @@ def test_names_read_as_text_are_those_that_timm_registers() -> None:
         ("resnet5O.a1_in1k", "is no model of timm; did you mean 'resnet50.a1_in1k'?"),
         ("test_resnett", "is no model of timm; did you mean 'test_resnet'?"),
         ("resnet50.a1_in1", "of resnet50; did you mean 'resnet50.a1_in1k'?"),
-        ("resnet50", "give evaluation.net=resnet50.a1_in1k, another of resnet50."),
-        ("botnet50ts_256", "publishes no weights of it; give evaluation.weights=FILE"),
+        (
+            "resnet50",
+            "give evaluation.weights=FILE, or one of these: evaluation.net=resnet50.a1_in1k",
+        ),
+        ("botnet50ts_256", "none of its weights; give evaluation.weights=FILE"),
     ],
 )
 def test_name_that_stands_for_no_weights_is_refused_with_the_nearest(net: str, said: str) -> None:
