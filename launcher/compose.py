@@ -31,6 +31,8 @@ from shards.errors import UserError
 
 # keys of which one sweep has one value
 _ONE = ("runs", "follow", "dry_run", "cluster", "cluster.kind")
+# settings of a net's weights, by what they are the weights of
+_OF_NET = {"net": ("weights", "sha256"), "weights": ("sha256",)}
 
 
 # what Hydra composes for a choice of groups, without single keys, and what data hold
@@ -173,6 +175,9 @@ def _change_evaluations(key: str, composed: dict[str, Any], values: dict[str, An
         return
     for each in (values["evaluation"], *values["more_evaluations"]):
         each[field] = composed["evaluation"][field]
+        # those of the former net; of others they are what is typed beside, or are found anew
+        for name in _OF_NET.get(field, ()):
+            each[name] = composed["evaluation"].get(name)
         for name, pin in PINS.items():
             # the hash is that of other shards or another file, and is read anew, also where somebody types it
             if field == name or (field == pin and each[name]):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfguide.spec import timm_nets
 from selfguide.spec.config import Config, EvaluationConfig
 from selfguide.spec.config.data import fits
 from selfguide.spec.config.evaluation import FILES, LEAST_REAL, MANIFESTS, PINS
@@ -57,15 +58,19 @@ def pinned(
     load: Load | None = None,
     names: Collection[str] = tuple(PINS),
 ) -> EvaluationConfig:
-    """`evaluation` with the hashes of the shards and files that it names, once `config` can be scored with them.
+    """`evaluation` with the hashes of what it names, shards, files and weights, once `config` can be scored by it.
+
+    Weights that are not here have none yet.
 
     Args:
         load: reads the manifests, where it is not to be `load_manifests`.
         names: fields whose shards or files are read.
 
     Raises:
-        UserError: there are no shards, too few images, or others than the protocol compares with.
+        UserError: there are no shards, too few images, others than the protocol compares with, or weights that cannot
+            be read.
     """
+    evaluation = timm_nets.pinned(evaluation)
     hashes: dict[str, Any] = _of_files(evaluation, names)
     for name in (each for each in MANIFESTS if each in names):
         root = getattr(evaluation, name)

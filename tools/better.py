@@ -36,6 +36,7 @@ from selfguide.spec.config import EvaluationConfig
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.run import RunFolder
 from selfguide.spec.selections import select
+from selfguide.spec.timm_nets import pinned
 from shards import cli
 from shards.errors import UserError
 from tools import flags
@@ -90,7 +91,7 @@ def _select(
     measured = {
         "metric": protocol,
         "net": evaluation.net if of_timm else None,
-        "feature_sha256": str(evaluation.sha256) if of_timm else FEATURES[protocol].sha256,
+        "feature_sha256": str(pinned(evaluation).sha256) if of_timm else FEATURES[protocol].sha256,
     }
     run = _run_of(folder)
     select(run, measured, by="tools.better", images=chosen.images, among=among)
@@ -128,7 +129,8 @@ def _images(
         # they are of the net of the run's own protocol
         evaluation = replace(evaluation, reference=None, weights=None, net=None, sha256=None)
     asked: dict[str, Any] = {"protocol": protocol, "seed": options.seed}
-    evaluation = replace(evaluation, **asked, batch=options.batch or evaluation.batch)
+    # weights may have come since the run was submitted
+    evaluation = pinned(replace(evaluation, **asked, batch=options.batch or evaluation.batch))
     net = load_feature_net(
         protocol, evaluation.weights, net=evaluation.net, sha256=evaluation.sha256
     ).to(options.device)

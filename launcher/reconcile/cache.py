@@ -18,12 +18,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from selfguide.spec import run
+from selfguide.spec import checksums, run
 
 T = TypeVar("T")
 
-# a file that changed so lately may change again within the resolution of its times
-SETTLED_NS = 2_000_000_000
+SETTLED_NS = checksums.SETTLED_NS
 # new entries, and as a share of all, for which the whole is written again; below, parsing those again costs less
 LEAST, SHARE = 100, 0.01
 
@@ -101,7 +100,8 @@ def of_runs(root: Path, what: str) -> Iterator[Cache]:
     Args:
         what: names those who read the same files, so that nobody loads what he does not need.
     """
-    place = _folder() / f"{what}-{hashlib.sha256(str(root).encode()).hexdigest()[:16]}.pickle"
+    name = f"{what}-{hashlib.sha256(str(root).encode()).hexdigest()[:16]}.pickle"
+    place = checksums.cache_folder() / name
     cache = Cache(_load(place))
     yield cache
     with uncollected():
@@ -110,13 +110,6 @@ def of_runs(root: Path, what: str) -> Iterator[Cache]:
             # no room, no home, no right: the next command parses again
             with contextlib.suppress(OSError):
                 _save(place, kept)
-
-
-def _folder() -> Path:
-    named = os.environ.get("SELFGUIDE_CACHE")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selfguide"
 
 
 def _load(place: Path) -> dict[str, _Entry]:

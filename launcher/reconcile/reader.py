@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from launcher.folder import Attempt, evaluation_asked, evaluations
 from launcher.reconcile import parse
 from launcher.reconcile.cache import Cache
 from launcher.reconcile.model import AttemptView, EvaluationView, JobView, RunView
+from selfguide.spec import timm_nets
 from selfguide.spec.config import Config
 from selfguide.spec.lacks import lacks
 from selfguide.spec.records import PART, PARTS, UNREADABLE, EvaluationRecord
@@ -299,7 +301,8 @@ class RunReader:
     def _config(self) -> Config | None:
         if not self.attempts:
             return None
-        return self._try(self.attempts[-1].config, parse.config)
+        config = self._try(self.attempts[-1].config, parse.config)
+        return config and _pinned(config)
 
     def object(self, path: str | Path) -> dict[str, Any] | None:
         """The JSON object that `path` holds; None where there is no such file, or none that can be read."""
@@ -337,6 +340,14 @@ def _former_watchers(at: Attempt) -> dict[str, Path]:
     """The records of watchers that another one has followed, by their numbers."""
     numbers = parse.ranks(set(names_in(at.root)), "watcher")
     return {number: at.former_watcher(number) for number in numbers}
+
+
+def _pinned(config: Config) -> Config:
+    """With the sha256 of weights that have come since it was submitted; what hinders that, `lacks` says."""
+    with contextlib.suppress(UserError):
+        first, *more = map(timm_nets.pinned, (config.evaluation, *config.more_evaluations))
+        return dataclasses.replace(config, evaluation=first, more_evaluations=tuple(more))
+    return config
 
 
 def _encoder(snapshots: Mapping[int, Mapping[str, Any]]) -> str | None:

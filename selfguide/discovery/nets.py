@@ -29,14 +29,13 @@ from torchvision.transforms.v2.functional import center_crop, resize
 
 from selfguide.discovery.families import FAMILIES, Family
 from selfguide.spec.suggest import check_known, nearest
-from selfguide.spec.weight_files import FOLDER, from_hub_cache
+from selfguide.spec.weight_files import FOLDER, HUB_FILES, from_hub_cache
 from selfguide.weights import put, read_weights
 from shards import storage
 from shards.errors import UserError
 
 RANDOM = "random:"  # in place of a file: weights drawn from the seed behind it, for tests
 OF_HEAD = ("head.", "head_dist.")  # a ViT's classifiers stay behind: features are read before them
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm publishes them
 # of a safetensors file of ours, "yes" or "no": whether what it was made from saw labels
 SAW_LABELS = "saw_labels"
 # how pooled features see an image: the short edge over the net's size, the filter, whether the centre is cut out; None
@@ -172,7 +171,8 @@ def build(
             raise UserError(
                 f"{file} has sha256 {found}, and {sha256} was asked for: get the file again, or correct the sha256"
             )
-        put(net, _tensors(net, file, family), str(file))
+        read = read_weights(file, str(file)) if family is None else family.read(file)
+        put(net, in_own_names(net, read), str(file))
         if saw_labels is None:
             saw_labels = _said(file)
     elif sha256 is not None:
@@ -223,12 +223,8 @@ def _seed(given: str | None) -> int | None:
     return int(text)
 
 
-def _tensors(net: Any, file: Path, family: Family | None) -> Mapping[str, Tensor]:
-    """The file's, by the net's own names and without a classifier's."""
-    if family is not None:
-        tensors = family.read(file)
-    else:
-        tensors = read_weights(file, str(file))
+def in_own_names(net: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A published file's tensors by the names of timm's `net`, and without a classifier's."""
     classifier = net.pretrained_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     vit = type(net).__module__.endswith("vision_transformer")

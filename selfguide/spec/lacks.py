@@ -12,9 +12,11 @@ from pathlib import Path
 
 from selfguide.spec.config import Config, EvaluationConfig
 from selfguide.spec.metrics import FEATURES
+from selfguide.spec.timm_nets import pinned, weights_of
 from selfguide.spec.weight_files import (
     AUTOENCODERS,
     REFERENCES,
+    WeightFile,
     autoencoder_variable,
     from_hub_cache,
     lacking,
@@ -22,6 +24,7 @@ from selfguide.spec.weight_files import (
     locate_reference,
     reference_places,
 )
+from shards.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,8 @@ def _lacks(evaluation: EvaluationConfig, encoder: str | None) -> list[Lack]:
     if features is None or not features.of_images:
         return []
     found = []
-    if features.weights is not None and locate(features.weights, evaluation.weights) is None:
-        sentence = lacking(features.weights, evaluation.weights)
-        found.append(Lack(f"{features.weights.name} weights", sentence))
-    elif features.weights is None and not Path(str(evaluation.weights)).expanduser().is_file():
-        sentence = f"evaluation.weights={evaluation.weights}: no such file; put the weights there"
-        found.append(Lack(f"{evaluation.net} weights", sentence))
+    if (weights := weights_of(evaluation)) is not None:
+        found += _lacks_weights(evaluation, weights)
     if evaluation.reference and locate_reference(evaluation.reference) is None:
         found.append(_lacks_reference(evaluation, evaluation.reference))
     if evaluation.unconditional and locate_reference(evaluation.unconditional) is None:
@@ -76,6 +75,19 @@ def _lacks(evaluation: EvaluationConfig, encoder: str | None) -> list[Lack]:
     if encoder is not None and (lack := lacks_autoencoder(encoder, evaluation.decoder)):
         found.append(lack)
     return found
+
+
+def _lacks_weights(evaluation: EvaluationConfig, weights: WeightFile) -> list[Lack]:
+    what, given = f"{weights.name} weights", evaluation.weights
+    if locate(weights, given) is None:
+        if given and evaluation.protocol == "fd_timm":
+            return [Lack(what, f"evaluation.weights={given}: no such file; put the weights there")]
+        return [Lack(what, lacking(weights, given))]
+    try:
+        pinned(evaluation)
+    except UserError as error:
+        return [Lack(what, str(error))]
+    return []
 
 
 def _lacks_reference(evaluation: EvaluationConfig, given: str) -> Lack:

@@ -23,6 +23,7 @@ from selfguide.spec.metrics import FEATURES, LEAST_SAMPLES, METRICS
 from selfguide.spec.records import layer_name
 from selfguide.spec.sizes import architecture
 from selfguide.spec.suggest import check_known
+from selfguide.spec.timm_nets import check_net
 from selfguide.spec.unet import UNetArchitecture
 from selfguide.spec.weak import WeakModel, check_snapshots, weak_models
 from shards import storage
@@ -341,12 +342,13 @@ def _check_images(config: Config) -> None:
         raise UserError(
             f"evaluation.reference={evaluation.reference} must be a file on a file system that all nodes share"
         )
-    named = {name: getattr(evaluation, name) for name in ("net", "weights", "sha256")}
-    if evaluation.protocol == "fd_timm" and not all(named.values()):
-        lacks = ", ".join(f"evaluation.{name}" for name, value in named.items() if not value)
-        raise UserError(
-            f"evaluation.protocol=fd_timm measures in the net of timm that you name; give {lacks}"
-        )
+    if evaluation.protocol == "fd_timm":
+        if not evaluation.net:
+            raise UserError(
+                "evaluation.protocol=fd_timm measures in the net of timm that you name; give "
+                "evaluation.net=resnet50.a1_in1k or another"
+            )
+        check_net(evaluation.net, evaluation.weights)
     whole = evaluation.crop is None
     if config.data.crop and whole and not (evaluation.reference or evaluation.shards):
         edge = config.data.shape[-1]

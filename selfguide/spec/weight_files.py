@@ -23,12 +23,15 @@ class WeightFile:
 
     # as commands call it, such as "inception"
     name: str
+    # "" where it is not known before the file is here
     sha256: str
     # under which it is published, best first
     files: tuple[str, ...]
     licence: str
     # of the first name; None where a package is the way to it
     url: str | None = None
+    # a repository of Hugging Face's hub, and the files of it that do, best first
+    hub: tuple[str, tuple[str, ...]] | None = None
     # an installed Python package that holds it, and where in it
     package: tuple[str, str] | None = None
     # what installs that package
@@ -37,7 +40,8 @@ class WeightFile:
     @property
     def fetch(self) -> str:
         """The command that brings the file here, on a machine with a network."""
-        return self.install or f"python -m tools.reference fetch {self.name}"
+        checked = f" --sha256 {self.sha256}" if self.hub and self.sha256 else ""
+        return self.install or f"python -m tools.reference fetch {self.name}{checked}"
 
 
 INCEPTION = WeightFile(
@@ -63,6 +67,20 @@ EFFNET = WeightFile(
     install="pip install 'selfguide[features]'",
 )
 WEIGHT_FILES = {each.name: each for each in (INCEPTION, DINOV2, EFFNET)}
+# as timm publishes them
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def timm_weights(net: str, sha256: str | None = None) -> WeightFile:
+    """The weights that timm publishes as `net`, such as resnet50.a1_in1k."""
+    return WeightFile(
+        name=net,
+        sha256=(sha256 or "").lower(),
+        files=(f"{net}.safetensors", f"{net}.pth"),
+        licence="each net's own",
+        # where most are; the few of other repositories are fetched into a folder
+        hub=(f"timm/{net}", HUB_FILES),
+    )
 
 
 def places(file: WeightFile, given: str | None = None) -> Iterator[Path]:
@@ -73,6 +91,8 @@ def places(file: WeightFile, given: str | None = None) -> Iterator[Path]:
     if folder := os.environ.get(FOLDER):
         yield from (Path(folder).expanduser() / name for name in file.files)
     yield from (torch_cache() / name for name in file.files)
+    if file.hub is not None:
+        yield from_hub_cache(*file.hub) or hub_place(*file.hub)
     if file.package is not None:
         found = importlib.util.find_spec(file.package[0])
         for root in (found.submodule_search_locations or ()) if found else ():
@@ -95,9 +115,9 @@ def lacking(file: WeightFile, given: str | None = None) -> str:
     """A sentence that names the file, where it may lie, and the command that fetches it."""
     where = " or ".join(str(path) for path in places(file, given))
     folder = "" if given or os.environ.get(FOLDER) else f", or in a folder that {FOLDER} names"
+    known = f" (sha256 {file.sha256[:12]})" if file.sha256 else ""
     return (
-        f"the {file.name} weights are not here: {file.files[0]} (sha256 {file.sha256[:12]}) may lie at "
-        f"{where}{folder}; "
+        f"the {file.name} weights are not here: {file.files[0]}{known} may lie at {where}{folder}; "
         f"on a machine with a network `{file.fetch}` fetches it"
     )
 
@@ -148,3 +168,11 @@ def from_hub_cache(repository: str, files: Sequence[str]) -> Path | None:
         if isinstance(cached, str):
             return Path(cached)
     return None
+
+
+def hub_place(repository: str, files: Sequence[str]) -> Path:
+    """Where the first of these files of a repository lies in that cache, once it is there."""
+    from huggingface_hub import constants
+
+    folder = f"models--{repository.replace('/', '--')}"
+    return Path(constants.HF_HUB_CACHE) / folder / "snapshots" / "*" / files[0]

@@ -330,7 +330,7 @@ def test_the_batches_it_suggests_do_divide(
     ("words", "why"),
     [
         ("evaluation=fd_effnet evaluation.samples=1", "take 20 or more"),
-        ("evaluation=fd_timm", "give evaluation.net, evaluation.weights, evaluation.sha256"),
+        ("evaluation=fd_timm", "give evaluation.net=resnet50.a1_in1k"),
         ("evaluation=fdd evaluation.reference=a.npz evaluation.shards=b", "leave the other out"),
         ("evaluation=fid_clean evaluation.reference=s3://a/b.npz", "all nodes share"),
         ("evaluation=fid_clean evaluation.net=resnet18", "protocol=fd_timm"),

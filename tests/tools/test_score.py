@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from shards.errors import UserError
 from shards.format.header import PIXELS
 from shards.sources.source import ArraySource
 from shards.write import writer
+from tests.selfguide import hub_cache
 from tools import score, score_run
 from tools.reference import __main__ as reference
 from tools.reference import fetch
+from tools.reference.make import net_of
 
 NET = "test_resnet.r160_in1k"
 
@@ -296,6 +299,24 @@ def test_fetch_of_a_reference_says_its_sha256(
     assert reference.main(words) == 0
     told = json.loads(capsys.readouterr().out)
     assert told == {"file": str(tmp_path / name), "sha256": storage.sha256(str(there))}
+
+
+def test_fetch_of_a_net_of_timm_says_how_it_is_pinned_and_is_then_found_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub_cache.use(tmp_path, monkeypatch)
+    there = tmp_path / "model.safetensors"
+    sha256 = hub_cache.save(there)
+    words = ["fetch", NET, "--url", there.as_uri()]
+    with pytest.raises(UserError, match="0" * 64):
+        reference.main([*words, "--sha256", "0" * 64])
+    assert reference.main(words) == 0
+    told = capsys.readouterr().out
+    assert f"evaluation=fd_timm evaluation.net={NET} evaluation.sha256={sha256}" in told
+    options = argparse.Namespace(
+        protocol="fd_timm", net=NET, weights=None, sha256=None, device="cpu"
+    )
+    assert net_of(options).sha256 == sha256
 
 
 def test_fetch_of_a_misspelt_name_suggests_one() -> None:

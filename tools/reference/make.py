@@ -19,6 +19,8 @@ from selfguide.evaluation.features.net import FeatureNet, load_feature_net
 from selfguide.evaluation.scores import make_reference
 from selfguide.spec.data_fit import part_seed
 from selfguide.spec.identity import digest
+from selfguide.spec.timm_nets import check_net, found_sha256
+from selfguide.spec.weight_files import lacking, timm_weights
 from shards import storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
@@ -122,9 +124,15 @@ def net_of(options: argparse.Namespace) -> FeatureNet:
             f"--net {options.net} and --sha256 {options.sha256} name the net of --protocol fd_timm, and "
             f"{options.protocol} has its own: leave them out"
         )
-    net = load_feature_net(
-        options.protocol, options.weights, net=options.net, sha256=options.sha256
-    )
+    sha256 = options.sha256
+    if options.net and sha256 is None:
+        check_net(options.net, options.weights, where="--")
+        sha256 = found_sha256(options.net, options.weights)
+        if sha256 is None and options.weights:
+            raise UserError(f"--weights {options.weights}: no such file")
+        if sha256 is None:
+            raise UserError(lacking(timm_weights(options.net)))
+    net = load_feature_net(options.protocol, options.weights, net=options.net, sha256=sha256)
     rank, world = getattr(options, "rank", 0), getattr(options, "world", 1)
     device = (
         options.device or RankInfo(rank, rank % max(1, torch.cuda.device_count()), world).device

@@ -18,6 +18,7 @@ from timm.data import resolve_model_data_config
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
+from selfguide.discovery.nets import in_own_names
 from selfguide.evaluation.features.effnet import SIZE as EFFNET_SIZE
 from selfguide.evaluation.features.effnet import WIDTH as EFFNET_WIDTH
 from selfguide.evaluation.features.effnet import EffNet, in_timm_names
@@ -27,7 +28,8 @@ from selfguide.evaluation.features.inception import Inception, with_counters
 from selfguide.evaluation.features.resize import RESIZES
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.suggest import nearest
-from selfguide.spec.weight_files import lacking, locate
+from selfguide.spec.timm_nets import check_net
+from selfguide.spec.weight_files import lacking, locate, timm_weights
 from selfguide.weights import put, read_weights
 from shards import storage
 from shards.errors import UserError
@@ -138,7 +140,8 @@ def load_feature_net(
 
     Args:
         weights: their file; by default it is looked for as `selfguide.spec.weight_files` says.
-        net, sha256: of fd_timm, which has no net of its own: a model of timm, and what its file must have.
+        net, sha256: of fd_timm, which has no net of its own: a model of timm or its published weights, such as
+            resnet50.a1_in1k, and what its file must have; `selfguide.spec.timm_nets.found_sha256` finds it out.
 
     Raises:
         UserError: no weights, weights with another sha256, of another net, or not finite; an unknown net.
@@ -219,23 +222,20 @@ class _Pooled(nn.Module):
 
 
 def _any_timm(name: str | None, given: str | None, sha256: str | None) -> FeatureNet:
-    if not name or not given or not sha256:
+    if not name or not sha256:
         raise UserError(
             f"protocol=fd_timm with net={name}, weights={given}, sha256={sha256}: it measures in the net of timm that "
-            "you name, so give its name, its file of weights and that file's sha256"
+            "you name, so give its name and the sha256 of its weights"
         )
-    if not timm.is_model(name):
-        raise UserError(
-            f"net={name!r} is no model of timm {timm.__version__}{nearest(name, timm.list_models())}"
-        )
-    file = Path(given).expanduser()
-    if not file.is_file():
+    check_net(name, given, where="")
+    file = locate(timm_weights(name, sha256), given)
+    if file is None and given:
         raise UserError(f"weights={given}: no such file")
+    if file is None:
+        raise UserError(lacking(timm_weights(name, sha256)))
     tensors = _read(file, sha256)
     net: Any = timm.create_model(name, num_classes=0)
-    classifier = net.pretrained_cfg.get("classifier") or ()
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    own = {n: t for n, t in tensors.items() if not n.startswith(tuple(f"{h}." for h in heads))}
+    own = dict(in_own_names(net, tensors))
     return _of_timm(net, own, str(file), name=name, sha256=sha256.lower(), size=None)
 
 

@@ -82,7 +82,8 @@ class EvaluationConfig:
     manifest: Annotated[str | None, ReadWith("shards=ROOT")] = None
     # the file of the feature net's weights, where it does not lie in one of the usual places
     weights: Annotated[str | None, ReadWith(*_IMAGES)] = None
-    # a model of timm, and the sha256 of its weights
+    # published weights of timm, such as resnet50.a1_in1k, or a model whose file is given; and what sha256 the file has,
+    # which the submission fills in
     net: Annotated[str | None, ReadWith("protocol=fd_timm")] = None
     sha256: Annotated[str | None, ReadWith("protocol=fd_timm")] = None
     # weights of the autoencoder whose latents the data are, where it is not to be looked for
