@@ -83,8 +83,10 @@ def needs(view: RunView, config: Config) -> Iterator[Reason]:
 
 def _awaited(view: RunView, config: Config) -> Iterator[Reason]:
     """What is to be scored still, or again: a failure may be mended, and a snapshot that is gone may not."""
+    # of one whose machine does not answer, its record says that it is over
+    over = {(record.key, record.attempt) for record in view.records}
     for job in view.evaluations:
-        if at_work(view, [job]):
+        if (job.key, job.attempt) not in over and at_work(view, [job]):
             yield job.images, "being scored"
     for by in config.scored_by:
         for images in unscored(view, by):

@@ -78,10 +78,10 @@ def remains(run: RunFolder) -> list[Path]:
 
 def deletion(folder: Path) -> str:
     """Says that retention deleted the snapshot that was in `folder`; "" where it is there, or retention did not."""
-    name = _NAME.fullmatch(folder.name)
-    if name is None or (folder / storage.MANIFEST).exists():
+    name, run = _NAME.fullmatch(folder.name), RunFolder(folder.parent.parent)
+    if name is None or folder.parent != run.snapshots or (folder / storage.MANIFEST).exists():
         return ""
-    record = read_record(deleted_record(RunFolder(folder.parent.parent), int(name[1])))
+    record = read_record(deleted_record(run, int(name[1])))
     if record is None:
         return ""
     return (

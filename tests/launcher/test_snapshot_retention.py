@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import payloads
 import pytest
@@ -24,7 +26,10 @@ from launcher.reconcile import decide, launch, prune
 from launcher.reconcile.retention import expendable, kept, staying
 from launcher.reconcile.timeline import events
 from launcher.reconcile.view import JobView, RunView, read
-from selfguide.spec.config import Config, build
+from selfguide.evaluation import job
+from selfguide.sampling import weak
+from selfguide.snapshot import Snapshot
+from selfguide.spec.config import Config, SamplerConfig, build
 from selfguide.spec.find import find_snapshot
 from selfguide.spec.initial_weights import read_snapshot
 from selfguide.spec.records import EvaluationRecord, Protocol, record_key
@@ -126,7 +131,8 @@ def test_of_any_view_only_what_nobody_waits_for_and_no_choice_needs_is_let_go(
     asked_again = view.retry_asked > 0
     done = {r.images: r.scores["fd_digits"] for r in view.records if r.done}
     skipped = {r.images for r in view.records if r.status == "skipped" and not asked_again}
-    busy = {e.images for e in view.evaluations if e.job is not GONE}
+    over = {record.key for record in view.records}
+    busy = {e.images for e in view.evaluations if e.job is not GONE and e.key not in over}
     finite = [value for value in done.values() if value == value]
     best = {images for images, value in done.items() if finite and value == min(finite)}
     free = (set(done) | skipped) - best - busy - view.pinned - view.selected
@@ -427,11 +433,16 @@ def test_readers_of_a_deleted_snapshot_are_told_why_and_what_is_there(
         lambda: evaluate.sweep(run, ["sampler.g=1,2"], images=640),
         lambda: read_snapshot(run.snapshot(640), verify="sizes"),
     ]
-    for reads in readers:
+    newest = cast(Snapshot, SimpleNamespace(folder=run.snapshot(1280), images=1280))
+    others: list[Callable[[], object]] = [
+        lambda: job._snapshot(run, 640, 0),
+        lambda: weak.check(newest, SamplerConfig(g=2.0, weak="snapshot-640")),
+    ]
+    for reads in [*readers, *others]:
         with pytest.raises(UserError) as said:
             reads()
         assert f"was deleted by retention ({KEEP_ONE})" in str(said.value)
-        assert "1280" in str(said.value), "what is there to take instead"
+        assert reads in others or "1280" in str(said.value), "what is there to take instead"
 
 
 def test_run_without_scores_has_a_watcher_that_stays_while_it_trains(
@@ -478,4 +489,7 @@ def test_pin_and_a_single_look_by_the_real_commands(
         "runs"
     ]
     assert done["deleted"] == [128, 384, 640] and done["problems"] == []
+    late = ["tools.checkpoint", "pin", str(run.root), "--images", "640", "--snapshot"]
+    refused = subprocess.run([sys.executable, "-m", *late], capture_output=True, text=True)
+    assert refused.returncode == 2 and f"deleted by retention ({KEEP_ONE})" in refused.stderr
     assert left(run) == [256, 512, 1280]

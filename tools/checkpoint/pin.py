@@ -12,8 +12,8 @@ import argparse
 import json
 from pathlib import Path
 
-from selfguide.spec.find import find, find_snapshot
-from selfguide.spec.retention import holding, pin, pinned, unpin
+from selfguide.spec.find import find
+from selfguide.spec.retention import deletion, holding, pin, pinned, unpin
 from selfguide.spec.run import image_folder
 from shards import storage
 from shards.errors import UserError
@@ -44,7 +44,11 @@ def run(options: argparse.Namespace) -> int:
     elif options.snapshot:
         # whoever would delete it sees the pin, or it is gone already
         with holding(found):
-            find_snapshot(str(found.root), Path(options.runs), options.images)
+            known = found.published()
+            if gone := deletion(folder):
+                there = ", ".join(map(str, known))
+                raise UserError(f"--images {options.images}: {gone}; snapshots are at {there}")
+            target.chosen(options.images, known, "snapshots")
             pin(place, folder.name)
     else:
         target.chosen(options.images, found.checkpoint_folders())
