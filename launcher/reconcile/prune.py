@@ -50,13 +50,16 @@ def prune(view: RunView) -> Pruned:
     run, problems = view.folder, [*_clear(view)]
     free = expendable(view)
     stay = _read_by_others(view, free) if free else {}
-    wanted, done = [images for images in free if images not in stay], []
+    wanted = [images for images in free if images not in stay]
+    done: list[int] = []
     if wanted:
         try:
             with holding(run) as held:
                 now = read(run, patience_s=LOOK_S) if held else view
                 still = expendable(now) if held else ()
-                done = [i for i in wanted if i in still and _take(now, i)]
+                for images in wanted:
+                    if images in still and _take(now, images):
+                        done.append(images)
             if not held:
                 problems.append(f"{run.root} has no locks, so no snapshot is deleted there")
         except OSError as error:
@@ -85,6 +88,7 @@ def _take(view: RunView, images: int) -> bool:
         run.snapshot(images).rename(deleted_record(run, images).with_suffix(""))
     except FileNotFoundError:
         # an attempt that goes back has set it aside
+        deleted_record(run, images).unlink(missing_ok=True)
         return False
     return True
 

@@ -23,6 +23,7 @@ from launcher import evaluate, status, watch
 from launcher.board import words
 from launcher.board.read import Reader
 from launcher.reconcile import decide, launch, prune
+from launcher.reconcile.lineage import Parent
 from launcher.reconcile.retention import expendable, kept, staying
 from launcher.reconcile.timeline import events
 from launcher.reconcile.view import JobView, RunView, read
@@ -410,6 +411,13 @@ def test_snapshot_that_another_run_began_with_or_has_a_sidecar_from_stays(
     manifest = json.loads((third.snapshot(1280) / storage.MANIFEST).read_text())
     manifest["origin"] = {"path": str(run.snapshot(512)), "sha256": "1" * 64, "images": 512}
     (third.snapshot(1280) / storage.MANIFEST).write_text(json.dumps(manifest))
+    # of a run that has no snapshot yet the sidecar itself tells
+    fresh = tmp_path / "sidecar"
+    fresh.mkdir()
+    (fresh / "rows.npy").write_bytes(b"rows")
+    storage.publish_folder(fresh, extra={"provenance": {"saw_labels": False, "features": net}})
+    assert prune._nets(Parent(kind="sidecar", name=str(fresh))) == (net["sha256"],)
+    assert prune._nets(Parent(kind="sidecar", name=str(tmp_path / "gone"))) == ()
     done = prune.prune(read(run))
     assert done.deleted == (128, 640)
     assert other.root.name in done.stay[384] and third.root.name in done.stay[512]
