@@ -32,12 +32,11 @@ def expendable(view: RunView) -> tuple[int, ...]:
 def staying(view: RunView) -> dict[int, str]:
     """Returns why each snapshot stays that does, by its images; none where the config lets none go, or is not known."""
     config = view.config
-    if config is None or config.train.keep_snapshots is None:
+    newest = config.train.keep_snapshots if config else None
+    if config is None or newest is None:
         return {}
-    train = config.train
-    return kept(
-        view.published, train.keep_snapshots, train.keep_snapshots_every, needs(view, config)
-    )
+    every = config.train.keep_snapshots_every
+    return kept(view.published, newest, every, needs(view, config))
 
 
 def kept(
