@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from test_decide import CONFIG, GONE, PROTOCOL, SHAPE, a_view, evaluation_of, record_of
 from test_evaluate import Memory, a_run, ends, launched, memory
 
-from launcher import evaluate, status, watch
+from launcher import doctor, evaluate, status, watch
 from launcher.board import words
 from launcher.board.read import Reader
 from launcher.reconcile import decide, launch, prune
@@ -38,6 +38,7 @@ from selfguide.spec.retention import Deleted, deletion, holding, pin, remains, u
 from selfguide.spec.run import RunFolder, image_folder, write_record
 from selfguide.spec.score_sweep import ScoreSweep
 from selfguide.spec.selections import BEST_ON_TRAIN, select
+from selfguide.spec.sizes import footprint
 from shards import storage
 from shards.errors import UserError
 
@@ -473,6 +474,25 @@ def test_run_without_scores_has_a_watcher_that_stays_while_it_trains(
     monkeypatch.setattr(watch.time, "sleep", next_look)
     watch.watch(run.root)
     assert [*seen, left(run)] == [[256], [384], [1280]]
+
+
+@pytest.mark.parametrize(
+    ("keep", "every", "count"), [(None, None, 40), (4, None, 6), (4, 2000, 11), (50, None, 40)]
+)
+def test_doctor_asks_for_room_for_all_snapshots_that_stay(
+    keep: int | None, every: int | None, count: int
+) -> None:
+    train = replace(
+        CONFIG.train,
+        images=10_000,
+        snapshot_every=256,
+        keep_snapshots=keep,
+        keep_snapshots_every=every,
+    )
+    assert doctor._snapshots(train) == count
+    config, size = replace(CONFIG, train=train), footprint(CONFIG)
+    checkpoints = (train.keep_checkpoints + 1) * size.checkpoint
+    assert doctor._needed(config) == checkpoints + count * size.snapshot
 
 
 # ---- the real commands -------------------------------------------------------------------------------
