@@ -36,7 +36,7 @@ from launcher.reconcile.view import RunView, read
 from launcher.sites import takes_config_dir
 from launcher.submission import absolute, check_weak_snapshots, resolve
 from launcher.usage import complete_setting
-from selfguide.spec.config import Config
+from selfguide.spec.config import Config, TrainConfig
 from selfguide.spec.config.cluster import check_cluster
 from selfguide.spec.config.laws import check
 from selfguide.spec.run import RunFolder, read_record, write_record
@@ -306,7 +306,19 @@ def _files(asked: Asked) -> list[Finding]:
 def _needed(config: Config) -> int:
     size = footprint(config)
     # one more than is kept, until the oldest is deleted
-    return (config.train.keep_checkpoints + 1) * size.checkpoint + size.snapshot
+    checkpoints = (config.train.keep_checkpoints + 1) * size.checkpoint
+    return checkpoints + _snapshots(config.train) * size.snapshot
+
+
+def _snapshots(train: TrainConfig) -> int:
+    """So many snapshots of a run are there at once, as far as its settings say."""
+    published = -(-train.images // train.snapshot_every)
+    if train.keep_snapshots is None:
+        return published
+    every = train.keep_snapshots_every
+    kept = train.keep_snapshots + (train.images // every if every else 0)
+    # the best one, and one that waits for its score
+    return min(published, kept + 2)
 
 
 def _remove(folder: Path) -> None:

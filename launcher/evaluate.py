@@ -20,7 +20,7 @@ from typing import Any
 from launcher import references, watch
 from launcher.compose import changed, combinations
 from launcher.folder import find, runs, takes_run
-from launcher.reconcile import act, decide
+from launcher.reconcile import act, decide, prune
 from launcher.reconcile.decide import Point, counted
 from launcher.reconcile.view import RunView, read, read_many
 from launcher.references import Load, load_manifests
@@ -32,6 +32,7 @@ from selfguide.spec.lacks import lacks
 from selfguide.spec.recipe import Front
 from selfguide.spec.recipe import Point as Scored
 from selfguide.spec.records import EvaluationRecord
+from selfguide.spec.retention import deletion, holding
 from selfguide.spec.run import RunFolder
 from selfguide.spec.score_sweep import ScoreSweep
 from selfguide.spec.validate import validate
@@ -157,7 +158,9 @@ def evaluate(run: RunFolder, *, retry: bool) -> dict[str, Any]:
         raise UserError(
             f"run {view.id} was submitted with evaluation=none, so nothing says how to score it"
         )
-    act.ask_for_scores(run, retry=retry)
+    # what is tried again is not deleted meanwhile
+    with holding(run):
+        act.ask_for_scores(run, retry=retry)
     view = read(run)
     missing = decide.unscored(view)
     return {
@@ -248,6 +251,9 @@ def sweep(
     if not published:
         raise UserError(f"run {view.id} has published no snapshot yet")
     images = published[-1] if images is None else images
+    if gone := deletion(run.snapshot(images)):
+        known = ", ".join(map(str, published))
+        raise UserError(f"--images {images}: {gone}; take one of {known}")
     if images not in published:
         known = ", ".join(map(str, published))
         raise UserError(f"--images {images}: run {view.id} has snapshots at {known}")
@@ -255,8 +261,12 @@ def sweep(
     if confirm is not None:
         _check_confirming(view, configs, images, confirm)
     found = ScoreSweep.at(images, configs, in_flight=in_flight, confirm=confirm)
-    found.publish(run)
-    act.ask_for_scores(run, retry=retry)
+    # what is asked for is either seen by whoever would delete the snapshot, or refused
+    with holding(run):
+        if gone := deletion(run.snapshot(images)):
+            raise UserError(f"--images {images}: {gone}; take another one")
+        found.publish(run)
+        act.ask_for_scores(run, retry=retry)
     view = read(run)
     if not decide.watched(view):
         wanted = decide.all_wanted(view, config)
@@ -496,17 +506,19 @@ def _look(view: RunView) -> dict[str, Any] | None:
         wanted = decide.all_wanted(view, view.config)
         act.keep_endings(view)
         watch.settle(view, wanted)
+        pruned = prune.prune(view)
         found |= {
             "started": watch.start(view, wanted),
+            "deleted": list(pruned.deleted),
             "failed": [point.key for point in wanted.give_up],
             "skipped": [point.key for point in wanted.skip],
             "waits_for": [lack.sentence for lack in view.lacks],
         }
     except (UserError, OSError) as error:
         return {**found, "problems": [f"{view.id}: {error}"]}
-    return (
-        {**found, "problems": []} if any(map(found.get, ("started", "failed", "skipped"))) else None
-    )
+    problems = [f"{view.id}: {each}" for each in pruned.problems]
+    said = problems or any(map(found.get, ("started", "failed", "skipped", "deleted")))
+    return {**found, "problems": problems} if said else None
 
 
 if __name__ == "__main__":

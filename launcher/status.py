@@ -12,7 +12,7 @@ from typing import Any
 from launcher import watch
 from launcher.folder import find, takes_run
 from launcher.follow import advice, follow
-from launcher.reconcile.decide import next_attempt, summary
+from launcher.reconcile.decide import next_attempt, staying, summary
 from launcher.reconcile.view import LOOK_S, RunView, read
 from selfguide.spec.run import RunFolder
 from shards import cli
@@ -57,9 +57,18 @@ def show(run: RunFolder, *, as_json: bool) -> int:
         }
         for each in view.evaluations
     ]
+    kept = staying(view)
+    retention = {
+        "kept": {str(images): why for images, why in kept.items()},
+        "deleted": [asdict(each) for each in view.deleted.values()],
+    }
     said = [{"images": each.images, "text": each.text} for each in advice(run)]
     if as_json:
-        print(json.dumps(row | {"evaluations": evaluations, "advice": said}, indent=1))
+        print(
+            json.dumps(
+                row | {"evaluations": evaluations, "retention": retention, "advice": said}, indent=1
+            )
+        )
         return 0
     for key, value in row.items():
         if value not in (None, ""):
@@ -68,6 +77,12 @@ def show(run: RunFolder, *, as_json: bool) -> int:
         outcome = each["result"] or each["job"]
         print(
             f"{'evaluation':<20}{each['snapshot']:,} images, attempt {each['attempt']}: {outcome}"
+        )
+    for images, why in kept.items():
+        print(f"{'kept':<20}snapshot at {images:,} images: {why}")
+    for gone in view.deleted.values():
+        print(
+            f"{'deleted':<20}snapshot at {gone.images:,} images, {gone.bytes / 1e9:,.2f} GB ({gone.setting})"
         )
     for line in said:
         print(f"{'advice':<20}at {line['images']:,} images: {line['text']}")

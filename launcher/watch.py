@@ -1,4 +1,4 @@
-"""The run's watcher: snapshots that exist, minus scores that exist, are evaluation jobs.
+"""The run's watcher: snapshots that exist, minus scores that exist, are evaluation jobs. Old ones it deletes.
 
 A loop of three steps: read the run's view, decide what it wants, act. It never speaks to the trainer; killing it
 loses nothing, since the next one reads the same files. It starts the next one itself before its time limit, and every
@@ -21,7 +21,7 @@ from launcher import backends, notify
 from launcher.attempt import logs, own_code
 from launcher.attempt.signals import end_on_signals
 from launcher.folder import find, takes_run
-from launcher.reconcile import act, decide, launch
+from launcher.reconcile import act, decide, launch, prune
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.config import Config
 from selfguide.spec.files import read_config
@@ -35,6 +35,8 @@ REFUSALS = 60  # half an hour of them, and the watcher leaves it to the next one
 
 # how long before its time limit a watcher starts the next one
 RENEW_S = 300.0
+# before snapshots that other runs keep are looked at again
+PRUNE_S = 600.0
 # a watcher that is gone so soon after its submission is not replaced by everybody who looks
 SETTLE_S = 30.0
 
@@ -52,7 +54,7 @@ def watch(root: Path, until: float = math.inf) -> None:
     """
     run = RunFolder(root)
     with lock(root / "watch.lock", required=False):
-        refused = 0
+        refused, prune_at = 0, 0.0
         while True:
             view = read(run)
             if view.newest is None:
@@ -74,6 +76,9 @@ def watch(root: Path, until: float = math.inf) -> None:
                     log.info("the next watcher goes on from here")
                     return
                 settle(view, wanted)
+                if view.time >= prune_at or (wanted.done and not goes_on):
+                    found = prune.prune(view)
+                    prune_at = view.time + PRUNE_S if found.stay or found.problems else 0.0
                 if wanted.done and not goes_on:
                     log.info("nothing left to evaluate")
                     return

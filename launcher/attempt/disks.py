@@ -137,8 +137,10 @@ def _room(folder: Path, needed: int) -> Finding:
     return Finding(
         check="room",
         verdict="ok" if free >= needed else "bad",
-        text=f"{free / 1e9:,.1f} GB are free, and a run takes {needed / 1e9:,.2f} GB for checkpoints and a snapshot",
-        cure="" if free >= needed else "make room, or give another runs=",
+        text=f"{free / 1e9:,.1f} GB are free, and a run takes {needed / 1e9:,.2f} GB for checkpoints and snapshots",
+        cure=""
+        if free >= needed
+        else "make room, give another runs=, or keep fewer snapshots (train.keep_snapshots=4)",
         figures={"free": free, "needed": needed},
     )
 

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from launcher.board.lineage import Parent
 from launcher.board.read import Run
 from launcher.board.states import Chip, badge, chips, of_row
 from launcher.reconcile import cache
+from launcher.reconcile.lineage import Parent
 from selfguide.spec.config.evaluation import Expected
 from selfguide.spec.contamination import contaminations
 from selfguide.spec.identity import digest

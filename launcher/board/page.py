@@ -30,6 +30,7 @@ from launcher.board.figures import Figure
 from launcher.board.read import Run
 from launcher.board.states import chips, unscored
 from launcher.board.sweeps import recipe_words
+from launcher.board.words import deleted_words
 from launcher.reconcile import cache, decide
 from selfguide.spec.config import Config
 from selfguide.spec.files import plain
@@ -74,6 +75,7 @@ class Renderer:
             "chips": chips,
             "unscored": unscored,
             "recipe_words": recipe_words,
+            "deleted_words": deleted_words,
         }
         self._kept: dict[tuple[str, str], _Kept] = {}
         self._settings: dict[str, tuple[Config | None, Mapping[str, Any], Mapping[str, str]]] = {}

@@ -80,6 +80,7 @@ def of_run(run: Run) -> dict[str, Any]:
         "gpu_hours": run.gpu_hours,
         "label_free": run.label_free,
         "snapshots": list(run.published),
+        "deleted": [dataclasses.asdict(each) for each in run.deleted],
         "jobs": list(run.jobs),
         "code": run.code and dataclasses.asdict(run.code),
         "expected": [dataclasses.asdict(each) for each in run.expected],

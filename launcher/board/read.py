@@ -20,18 +20,19 @@ from typing import Any
 from launcher import folder
 from launcher.board import curves
 from launcher.board.curves import Columns, Curve
-from launcher.board.lineage import Known, Parent, parents, weights
 from launcher.folder import Attempt
 from launcher.reconcile import cache, decide, parse
 from launcher.reconcile.cache import Cache
 from launcher.reconcile.decide import State
 from launcher.reconcile.hours import gpu_hours
+from launcher.reconcile.lineage import Known, Parent, parents, weights
 from launcher.reconcile.view import RunView, read_many
 from selfguide.spec import recipe
 from selfguide.spec.config import Config, SamplerConfig, build
 from selfguide.spec.config.evaluation import Expected
 from selfguide.spec.recipe import Front
 from selfguide.spec.records import UNREADABLE, EvaluationRecord
+from selfguide.spec.retention import Deleted
 from selfguide.spec.run import RunFolder, names_in
 
 
@@ -85,6 +86,8 @@ class Run:
     # keys of protocols that score it, as far as a sweep used them too, and images that wait for each; None: unknown
     scored_by: frozenset[str] = frozenset()
     waiting: Mapping[str, tuple[int, ...]] | None = None
+    # what retention has deleted of its snapshots, ascending; their scores stay
+    deleted: tuple[Deleted, ...] = ()
     # how its snapshots are best sampled, as `evals/recipe.json` says
     fronts: tuple[Front, ...] = ()
     # a sentence for each of its files that is left out because it cannot be read
@@ -261,6 +264,7 @@ def _run(view: RunView, problems: list[str], kept: Cache) -> Run:
         root=view.folder.root,
         records=_under_headings(view),
         published=view.published,
+        deleted=tuple(view.deleted.values()),
         losses=found.pop("loss", ()),
         attempts=view.tries,
         seen=decide.images_seen(view),

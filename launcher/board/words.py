@@ -9,16 +9,18 @@ from launcher.board.chart import thinned
 from launcher.board.columns import NOTHING, duration, number
 from launcher.board.compare import Difference
 from launcher.board.detail import newest_grid
-from launcher.board.lineage import Parent
 from launcher.board.read import Code, Run
 from launcher.board.states import chips
 from launcher.board.sweeps import recipe_words
+from launcher.reconcile.lineage import Parent
 from selfguide.spec.records import EvaluationRecord
 
 # of a sha256, as many as tell files apart
 SHORT = 12
 # widest bar and most lines of a curve in the terminal
 BAR, LINES = 40, 24
+# deleted snapshots that are named, the newest ones
+_SHOWN = 8
 
 
 def of_run(run: Run) -> Iterator[str]:
@@ -40,6 +42,8 @@ def of_run(run: Run) -> Iterator[str]:
         yield f"published  {each.metric} {number(each.value)}: {each.source}"
     for front in run.fronts:
         yield f"recipe     {recipe_words(front)}"
+    if run.deleted:
+        yield f"deleted    {deleted_words(run)}"
     if run.records:
         yield ""
         yield from lines(_records(run))
@@ -48,6 +52,14 @@ def of_run(run: Run) -> Iterator[str]:
         yield f"samples    {found[1]}"
     for sentence in run.quarantined:
         yield f"warning: {sentence}"
+
+
+def deleted_words(run: Run) -> str:
+    """Which snapshots retention has deleted, and by which settings."""
+    settings = ", ".join(dict.fromkeys(each.setting for each in run.deleted))
+    images = ", ".join(f"{each.images:,}" for each in run.deleted[-_SHOWN:])
+    more = f"{len(run.deleted) - _SHOWN} and those " if len(run.deleted) > _SHOWN else ""
+    return f"snapshots: {more}at {images} images ({settings})"
 
 
 def _code(code: Code) -> str:

@@ -33,6 +33,7 @@ from launcher.reconcile.evaluations import (
     watcher_missing,
 )
 from launcher.reconcile.restart import BUDGETS, Next, ended, next_attempt, seen_by
+from launcher.reconcile.retention import expendable, staying
 from launcher.reconcile.state import (
     ENDED,
     Progress,
@@ -81,6 +82,7 @@ __all__ = [
     "evaluating",
     "evaluations_stopped",
     "evaluations_wanted",
+    "expendable",
     "extendable",
     "failure",
     "images_seen",
@@ -99,6 +101,7 @@ __all__ = [
     "skipped",
     "startable",
     "state",
+    "staying",
     "submission",
     "summary",
     "training_state",

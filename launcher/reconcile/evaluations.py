@@ -78,7 +78,10 @@ def all_wanted(view: RunView, config: Config) -> Wanted:
         points=points,
         give_up=(*(point_of(view, c, i) for c, plan in plans for i in plan.give_up), *lost),
         skip=tuple(point_of(view, c, i) for c, plan in plans for i in plan.skip),
-        done=not waits and all(plan.done for _, plan in plans),
+        # where old snapshots are deleted, also what still comes makes some of them old
+        done=not waits
+        and all(plan.done for _, plan in plans)
+        and (config.train.keep_snapshots is None or evaluations_stopped(view) or over(view)),
     )
 
 
@@ -95,7 +98,7 @@ def evaluations_wanted(view: RunView, config: Config) -> Plan:
         return Plan(start=(), give_up=(), done=True)
     scored = set(view.published) - set(unscored(view, config))
     jobs = {images: jobs_of(view, config, images) for images in view.published}
-    working = {i for i in view.published if i not in scored and _works(view, jobs[i])}
+    working = {i for i in view.published if i not in scored and at_work(view, jobs[i])}
     waiting = [i for i in reversed(view.published) if i not in scored | working]
     skip = tuple(i for i in waiting if not jobs[i] and left_out(view, config, i))
     waiting = [i for i in waiting if i not in skip]
@@ -105,15 +108,20 @@ def evaluations_wanted(view: RunView, config: Config) -> Plan:
     if lacks_of(view.lacks, config.evaluation):
         # whoever sees the run once the files are there starts its watcher again
         due, waiting = [], []
-    goes_on = at.successor is not None and at.successor.works
-    over = view.finished or (training_state(view) == "gone" and not goes_on)
     return Plan(
         start=tuple(due[:free]),
         give_up=lost,
-        done=over and not waiting and not working,
+        done=over(view) and not waiting and not working,
         skip=skip,
         in_flight=tuple(sorted(working)),
     )
+
+
+def over(view: RunView) -> bool:
+    """Whether the run publishes nothing more by itself."""
+    at = view.newest
+    goes_on = at is not None and at.successor is not None and at.successor.works
+    return view.finished or (training_state(view) == "gone" and not goes_on)
 
 
 def _points_wanted(
@@ -128,7 +136,7 @@ def _points_wanted(
         return (), (), False
     waiting = [each for each in unscored_points(view, config) if not _lacks(view, each)]
     jobs = {each.key: _jobs_with(view, each.key) for each in waiting}
-    working = [each for each in waiting if _works(view, jobs[each.key])]
+    working = [each for each in waiting if at_work(view, jobs[each.key])]
     busy = Counter(each.sweep for each in working)
     left = None if free is None else free - len(working)
     start: list[Point] = []
@@ -241,7 +249,8 @@ def left_out(view: RunView, config: Config, images: int) -> str:
         return ""
     if any(each.images == images and each.status == "skipped" for each in view.records):
         return ""
-    before = max((other for other in view.published if other < images), default=0)
+    published = (*view.published, *view.deleted)
+    before = max((other for other in published if other < images), default=0)
     each = policy.milestone_images
     if each is not None and before // each != images // each:
         return ""
@@ -257,7 +266,7 @@ def evaluations_stopped(view: RunView) -> bool:
     return at is not None and at.cancelled and view.evaluation_asked <= at.cancel_asked
 
 
-def _works(view: RunView, jobs: Sequence[EvaluationView]) -> bool:
+def at_work(view: RunView, jobs: Sequence[EvaluationView]) -> bool:
     """Whether one of these jobs is at work, or is being submitted by anybody."""
     return any(
         view.time < each.claimed + CLAIM_S if each.job is None else each.job.state != "gone"

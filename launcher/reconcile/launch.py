@@ -363,9 +363,10 @@ def _queue_successor(
 
 
 def _watched(config: Config) -> bool:
-    """Whether a run needs a watcher: for its scores, to find nodes, or to go on."""
-    by_watcher = config.cluster.restart == "watcher"
-    return config.evaluation.protocol != "none" or config.elastic or by_watcher
+    """Whether a run needs a watcher: for its scores, to delete old snapshots, to find nodes, or to go on."""
+    by_watcher = config.cluster.restart == "watcher" or config.elastic
+    deletes = config.train.keep_snapshots is not None
+    return config.evaluation.protocol != "none" or deletes or by_watcher
 
 
 def _restarts(config: Config) -> bool:

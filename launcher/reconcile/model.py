@@ -13,6 +13,7 @@ from launcher.folder import Attempt
 from selfguide.spec.config import Config
 from selfguide.spec.lacks import Lack
 from selfguide.spec.records import EvaluationRecord
+from selfguide.spec.retention import Deleted
 from selfguide.spec.run import RunFolder
 from selfguide.spec.score_sweep import ScoreSweep
 
@@ -154,6 +155,11 @@ class RunView:
     config: Config | None = None
     # manifest of every complete snapshot by its images, ascending
     snapshots: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    # what retention has deleted of them, by its images, ascending
+    deleted: Mapping[int, Deleted] = field(default_factory=dict)
+    # images of snapshots that are pinned against it, and of those that somebody chose among the run's
+    pinned: frozenset[int] = frozenset()
+    selected: frozenset[int] = frozenset()
     # images of every complete checkpoint, ascending; read with the history
     checkpoints: tuple[int, ...] = ()
     # when the checkpoints and snapshots that are there were published, in seconds since 1970; read as evidence

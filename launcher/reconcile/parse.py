@@ -11,6 +11,7 @@ from typing import Any
 from selfguide.spec.config import Config
 from selfguide.spec.files import read_config
 from selfguide.spec.records import LATEST, EvaluationRecord
+from selfguide.spec.retention import Deleted
 from selfguide.spec.run import names_in
 from selfguide.spec.score_sweep import ScoreSweep
 from selfguide.spec.selections import Selection, read_selection
@@ -69,6 +70,11 @@ def record(path: str) -> EvaluationRecord:
 def sweep(path: str) -> ScoreSweep:
     """A sweep over how a snapshot is sampled."""
     return ScoreSweep.of(json_object(path))
+
+
+def deleted(path: str) -> Deleted:
+    """That retention has deleted a snapshot."""
+    return Deleted.of(json_object(path))
 
 
 def selection(path: str) -> Selection:

@@ -20,9 +20,10 @@ from selfguide.spec import timm_nets
 from selfguide.spec.config import Config
 from selfguide.spec.lacks import lacks
 from selfguide.spec.records import PART, PARTS, UNREADABLE, EvaluationRecord
-from selfguide.spec.run import RunFolder, image_folder, names_in
+from selfguide.spec.retention import DELETED, PINS, Deleted, deleted_record
+from selfguide.spec.run import RunFolder, image_folder, names_in, numbered
 from selfguide.spec.score_sweep import SWEEPS, ScoreSweep, sweeps_folder
-from selfguide.spec.selections import selection_files, with_selections
+from selfguide.spec.selections import Selection, selection_files, with_selections
 from shards import storage
 from shards.errors import DamagedError, UserError
 
@@ -125,7 +126,8 @@ class RunReader:
         about = self.kept.get(str(self.run.run_json), parse.json_object)
         identity, images = about["identity"], int(about["images"])
         attempts = tuple(self._attempt(at) for at in self.attempts)
-        snapshots = self._snapshots()
+        published = names_in(self.run.snapshots)
+        snapshots, selections = self._snapshots(published), self._selections()
         asked = self.object(evaluation_asked(self.run)) or {}
         config = self._config() if self._wants_config(images in snapshots) else None
         return RunView(
@@ -143,11 +145,14 @@ class RunReader:
             attempts=attempts,
             config=config,
             snapshots=snapshots,
+            deleted=self._deleted(snapshots) if DELETED in published else {},
+            pinned=self._pinned() if PINS in published else frozenset(),
+            selected=frozenset(each.images for each in selections if each.images is not None),
             checkpoints=tuple(self._checkpoints()) if self.history else (),
             saved_at=self._times(self.run.checkpoints),
             published_at=self._times(self.run.snapshots),
             evaluations=tuple(self._evaluation(folder) for folder in self.evaluations),
-            records=self._records(),
+            records=self._records(selections),
             sweeps=self._sweeps(),
             evaluation_asked=float(asked.get("time", 0.0)),
             retry_asked=float(asked.get("retry", 0.0)),
@@ -256,9 +261,18 @@ class RunReader:
         found = parent.glob(f"img-*/{storage.MANIFEST}") if self.evidence else ()
         return {int(path.parent.name[4:]): parse.changed(path) for path in found}
 
-    def _snapshots(self) -> dict[int, Mapping[str, Any]]:
-        found = self._complete_in(self.run.snapshots, self.run.snapshot_folders())
+    def _snapshots(self, published: Sequence[str]) -> dict[int, Mapping[str, Any]]:
+        found = self._complete_in(self.run.snapshots, numbered(published))
         return {images: manifest for images, manifest in found.items() if manifest is not None}
+
+    def _deleted(self, there: Mapping[int, Any]) -> dict[int, Deleted]:
+        """What retention has deleted, but for what an attempt that went back has published again."""
+        known = numbered(names_in(self.run.snapshots / DELETED), ".json")
+        found = {i: self._try(deleted_record(self.run, i), parse.deleted) for i in known}
+        return {i: each for i, each in found.items() if each is not None and i not in there}
+
+    def _pinned(self) -> frozenset[int]:
+        return frozenset(numbered(names_in(self.run.snapshots / PINS)))
 
     def _checkpoints(self) -> list[int]:
         found = self._complete_in(self.run.checkpoints, self.run.checkpoint_folders())
@@ -283,14 +297,16 @@ class RunReader:
             return None
         return manifest if whole else None
 
-    def _records(self) -> tuple[EvaluationRecord, ...]:
+    def _selections(self) -> list[Selection]:
+        found = [self._try(path, parse.selection) for path in selection_files(self.run)]
+        return [selection for selection in found if selection is not None]
+
+    def _records(self, selections: Sequence[Selection]) -> tuple[EvaluationRecord, ...]:
         folder = str(self.run.evals)
         found = [self._try(f"{folder}/{name}", parse.record) for name in self.records]
         known = [record for record in found if record is not None]
-        chosen = [self._try(path, parse.selection) for path in selection_files(self.run)]
-        if chosen:
-            those = [each for each in chosen if each is not None]
-            known = [with_selections(record, those) for record in known]
+        if selections:
+            known = [with_selections(record, selections) for record in known]
         return tuple(sorted(known, key=lambda r: (r.images, r.key, r.attempt)))
 
     def _sweeps(self) -> tuple[ScoreSweep, ...]:

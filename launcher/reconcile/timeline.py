@@ -264,6 +264,9 @@ def _published(view: RunView) -> Iterator[Event]:
     for images, time in view.published_at.items():
         if images in view.snapshots:
             yield _during(view, time, "snapshot", f"snapshot at {images:,} images published")
+    for each in view.deleted.values():
+        text = f"snapshot at {each.images:,} images deleted ({each.setting}): {each.why}"
+        yield _during(view, each.time, "snapshot", text)
 
 
 def _evaluations(view: RunView) -> Iterator[Event]:

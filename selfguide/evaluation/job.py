@@ -37,6 +37,7 @@ from selfguide.spec.contamination import uses
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.records import EvaluationRecord, Protocol, grid_path, parts_path, scored
+from selfguide.spec.retention import deletion
 from selfguide.spec.run import RunFolder
 from selfguide.spec.selections import nets_that_selected
 from shards.errors import NoRoomError, UserError
@@ -200,6 +201,8 @@ def _snapshot(run: RunFolder, images: int, average: int) -> Snapshot:
     try:
         return load(run.snapshot(images), average)
     except FileNotFoundError as error:
+        if gone := deletion(run.snapshot(images)):
+            raise UserError(f"{gone}; it stays without this score") from error
         raise UserError(
             f"{error}: it was not published to its end, or was cut or changed since; where it is the run's last one, "
             f"`python -m launcher.resume {run.root.name} --runs {run.root.parent.parent}` publishes it again from its "

@@ -23,6 +23,7 @@ from selfguide.snapshot import CONFIG, Snapshot, load
 from selfguide.spec.averages import AverageSpec, averages_of
 from selfguide.spec.config import Config, SamplerConfig
 from selfguide.spec.files import read_config
+from selfguide.spec.retention import deletion
 from selfguide.spec.run import complete, image_folder
 from selfguide.spec.weak import CONDITION, WeakModel, check_snapshots, weak_models
 from shards import storage
@@ -109,6 +110,9 @@ def check(snapshot: Snapshot, sampler: SamplerConfig) -> None:
         and (here.parent / image_folder(images) / storage.MANIFEST).is_file()
         for images in asked
     ):
+        for images in asked:
+            if gone := deletion(here.parent / image_folder(images)):
+                raise UserError(f"sampler.weak={sampler.weak}: {gone}; take another weak model")
         check_snapshots(sampler.weak, snapshot.images, complete(here.parent))
     for each in models:
         _check_one(snapshot, each)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from selfguide.spec.averages import averages_of
 from selfguide.spec.files import read_config
-from selfguide.spec.run import RunFolder
+from selfguide.spec.retention import deletion
+from selfguide.spec.run import RunFolder, complete
 from selfguide.spec.suggest import nearest
 from shards import storage
 from shards.errors import UserError
@@ -93,6 +94,9 @@ def find_snapshot(
         if images is not None:
             raise UserError(f"{asked}: {folder} is one snapshot already; drop it")
     else:
+        if gone := deletion(folder):
+            there = ", ".join(f"{n}" for n in complete(folder.parent))
+            raise UserError(f"{text}: {gone}; this run has snapshots at {there}")
         run = find(text, root, prefix=prefix)
         published = run.published()
         if not published:
@@ -100,6 +104,8 @@ def find_snapshot(
         chosen = published[-1] if images is None else images
         if chosen not in published:
             known = ", ".join(f"{n}" for n in published)
+            if gone := deletion(run.snapshot(chosen)):
+                raise UserError(f"{asked}: {gone}; this run has snapshots at {known}")
             raise UserError(f"{asked}: this run has snapshots at {known}")
         folder = run.snapshot(chosen)
     averages = averages_of(read_config(folder / "config.yaml"))

@@ -18,6 +18,8 @@ from selfguide.spec.config import Config, PathConfig
 from selfguide.spec.files import read_config
 from selfguide.spec.official import FORMS, Contents, Training, contents
 from selfguide.spec.pickled import unwrapped
+from selfguide.spec.retention import deletion
+from selfguide.spec.run import complete, image_folder
 from selfguide.spec.sizes import TABLE, architecture
 from selfguide.spec.unet import UNetArchitecture
 from shards import storage
@@ -211,6 +213,11 @@ def read_snapshot(folder: Path, verify: storage.Verify) -> tuple[dict[str, Any],
         UserError: the folder holds none, or not all of it.
     """
     manifest = storage.read_complete(folder, verify=verify)
+    if gone := deletion(folder):
+        left = [f"init.path={folder.with_name(image_folder(n))}" for n in complete(folder.parent)]
+        raise UserError(
+            f"init.path={folder}: {gone}; take {' or '.join(left[-2:]) or 'a snapshot of another run'}"
+        )
     if manifest is None or not (folder / "config.yaml").is_file():
         raise UserError(
             f"init.path={folder} is not a complete snapshot; give a folder RUN/snapshots/img-<images>, or to go on "

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class RunFolder:
 
     def newest_preview(self) -> int | None:
         """Images of the newest of those pictures; None where there is none."""
-        return max(_numbered(self._previews, ".png"), default=None)
+        return max(numbered(names_in(self._previews), ".png"), default=None)
 
     @property
     def _previews(self) -> Path:
@@ -115,11 +115,11 @@ class RunFolder:
 
     def checkpoint_folders(self) -> list[int]:
         """Images of every checkpoint's folder, complete or not, ascending."""
-        return _numbered(self.checkpoints)
+        return numbered(names_in(self.checkpoints))
 
     def snapshot_folders(self) -> list[int]:
         """Images of every snapshot's folder, complete or not, ascending."""
-        return _numbered(self.snapshots)
+        return numbered(names_in(self.snapshots))
 
     def snapshot_manifest(self, images: int) -> dict[str, Any]:
         """What the complete snapshot at so many images says of itself: guidance, data, origin."""
@@ -148,15 +148,15 @@ def names_in(folder: Path) -> list[str]:
         return []
 
 
-def _numbered(parent: Path, suffix: str = "") -> list[int]:
+def numbered(names: Iterable[str], suffix: str = "") -> list[int]:
     """Images of all names img-<images><suffix>, ascending."""
-    stems = (n.removesuffix(suffix) for n in names_in(parent) if n.endswith(suffix))
+    stems = (n.removesuffix(suffix) for n in names if n.endswith(suffix))
     return sorted(int(stem[4:]) for stem in stems if stem.startswith("img-") and stem[4:].isdigit())
 
 
 def complete(parent: Path) -> list[int]:
     """Images of every complete checkpoint or snapshot in a folder of them, ascending."""
-    folders = [(images, parent / image_folder(images)) for images in _numbered(parent)]
+    folders = [(images, parent / image_folder(images)) for images in numbered(names_in(parent))]
     return [i for i, folder in folders if storage.read_complete(folder, verify="sizes") is not None]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from selfguide.spec.retention import pinned
 from selfguide.spec.run import DAMAGED
 from shards import storage
 from shards.storage import Url
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PINS = "pins"
 _NAME = re.compile(r"img-(\d+)(\.\d+)?")
 
 
@@ -76,24 +76,6 @@ def prune(
     for images, name in numbered(aside):
         if images < oldest[0]:
             storage.delete(storage.join(aside, name))
-
-
-def pin(checkpoints: Url, name: str) -> None:
-    """Keeps a checkpoint from `prune`."""
-    storage.publish(_pin(checkpoints, name), b"", replace=True)
-
-
-def unpin(checkpoints: Url, name: str) -> None:
-    storage.delete(_pin(checkpoints, name))
-
-
-def pinned(checkpoints: Url) -> set[str]:
-    """Names of the checkpoints that are pinned: a file of that name each."""
-    return {*storage.list(storage.join(checkpoints, _PINS))}
-
-
-def _pin(checkpoints: Url, name: str) -> str:
-    return storage.join(checkpoints, _PINS, name)
 
 
 def numbered(place: Url) -> list[tuple[int, str]]:

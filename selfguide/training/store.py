@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfguide.spec.retention import pin, pinned
 from selfguide.spec.run import Lease, RunFolder
-from selfguide.training.retention import numbered, pin, pinned, prune
+from selfguide.training.retention import numbered, prune
 from shards import storage
 from shards.errors import DamagedError
 

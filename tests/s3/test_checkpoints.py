@@ -15,8 +15,9 @@ from launcher import submit
 from selfguide.distributed import RankInfo
 from selfguide.spec.config import TrainConfig
 from selfguide.spec.rank_status import RankStatus
+from selfguide.spec.retention import pin
 from selfguide.spec.run import Lease, image_folder
-from selfguide.training import resume, retention, store
+from selfguide.training import resume, store
 from selfguide.training.mirror import Mirror
 from shards import storage
 from shards.errors import UserError
@@ -102,7 +103,7 @@ def test_the_commands_verify_and_show_what_lies_in_a_store(
     place = store.place_of(root, lease.run)
     for images in (32, 64):
         copied(lease, place, images)
-    retention.pin(place, image_folder(32))
+    pin(place, image_folder(32))
     _, found = said(capsys, "show", place)
     rows = found["checkpoints"]
     assert [row["images"] for row in rows] == [32, 64] and rows[0]["state"] == "whole"

@@ -19,6 +19,7 @@ import pytest
 from selfguide.distributed import RankInfo
 from selfguide.spec.config import Config, TrainConfig
 from selfguide.spec.rank_status import RankStatus
+from selfguide.spec.retention import pin
 from selfguide.spec.run import Lease, RunFolder, image_folder, read_record, write_record
 from selfguide.training import resume, retention, roll_back, store
 from selfguide.training.mirror import Mirror
@@ -125,7 +126,7 @@ def test_retention_deletes_from_the_store_what_no_pin_and_no_rule_keeps(
     for images in range(32, 321, 32):
         copied(lease, place, images, every=160)
         if images == 64:
-            retention.pin(lease.run.checkpoints, image_folder(64))
+            pin(lease.run.checkpoints, image_folder(64))
     assert held(place) == [64, 160, 288, 320]
 
 

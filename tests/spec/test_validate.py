@@ -41,6 +41,12 @@ BAD = [
         "train.warmup_images=256000 or less",
     ),
     ("train.keep_checkpoints=0", "train.keep_checkpoints=0", "1 or more"),
+    ("train.keep_snapshots=0", "train.keep_snapshots=0", "1 or more"),
+    (
+        "train.keep_snapshots_every=1280",
+        "train.keep_snapshots_every=1280",
+        "train.keep_snapshots=NUMBER",
+    ),
     ("train.learning_rate=0", "train.learning_rate=0.0", "positive"),
     ("train.learning_rate=nan", "train.learning_rate=nan", "positive"),
     ("train.learning_rate=inf", "train.learning_rate=inf", "positive"),

@@ -19,6 +19,7 @@ from selfguide.distributed import RankInfo
 from selfguide.sampling.weak import other_snapshot
 from selfguide.spec.averages import AverageSpec, gamma
 from selfguide.spec.posthoc import Profile, reconstruct
+from selfguide.spec.retention import pin, pinned, unpin
 from selfguide.spec.run import image_folder, write_record
 from selfguide.spec.weak import WeakModel
 from selfguide.training import checkpoint, publish, retention
@@ -106,7 +107,7 @@ def test_show_lists_what_manifests_say_and_pins(run: Path, capsys: Any) -> None:
     assert {(row["ranks"], row["engine"], row["attempt"]) for row in rows} == {(1, "torch", 1)}
     assert rows[0]["averages"] == ["500", "power-0.05", "power-0.1"] and rows[0]["steps"] == 8
     said(capsys, "pin", str(run), "--images", "512", "--off")
-    assert not retention.pinned(run / "checkpoints")
+    assert not pinned(run / "checkpoints")
 
 
 def test_export_writes_the_bits_that_the_run_had(
@@ -247,10 +248,10 @@ def test_retention_keeps_the_newest_each_so_many_images_and_pins(tmp_path: Path)
         storage.publish(folder / "part", b"weights")
         storage.publish_folder(folder, extra={})
         if images == 300:
-            retention.pin(tmp_path, folder.name)
+            pin(tmp_path, folder.name)
         retention.prune(tmp_path, keep=2, every=750, back_to=1350 if images >= 1350 else None)
     left = [int(name[4:]) for name in storage.list(tmp_path) if name.startswith("img-")]
     assert left == [300, 800, 1300, 1500, 1900, 2000]
-    retention.unpin(tmp_path, image_folder(300))
+    unpin(tmp_path, image_folder(300))
     retention.prune(tmp_path, keep=1)
     assert [name for name in storage.list(tmp_path) if name.startswith("img-")] == ["img-000002000"]

@@ -9,6 +9,7 @@ examples:
   python -m tools.checkpoint export 3f2a --out weights
   python -m tools.checkpoint ema 3f2a --std 0.07 --out ema-0.07
   python -m tools.checkpoint pin 3f2a --images 512000
+  python -m tools.checkpoint pin 3f2a --images 512000 --snapshot
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ VERBS = {
     "show": "list images, attempts, ranks, engine, averages",
     "export": "write whole fp32 weights and averages as safetensors",
     "ema": "make an average of any length from stored ones",
-    "pin": "keep a checkpoint from retention",
+    "pin": "keep a checkpoint or a snapshot from retention",
 }
 
 

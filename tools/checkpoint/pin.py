@@ -1,8 +1,9 @@
-"""Pin a checkpoint: retention never deletes it, however many newer ones there are. --off lets it go again.
+"""Pin a checkpoint or a snapshot: retention never deletes it, however many newer ones there are. --off lets it go.
 
 examples:
   python -m tools.checkpoint pin runs/in1k_dit/3f2a --images 512000
   python -m tools.checkpoint pin runs/in1k_dit/3f2a --images 512000 --off
+  python -m tools.checkpoint pin runs/in1k_dit/3f2a --images 512000 --snapshot
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import json
 from pathlib import Path
 
 from selfguide.spec.find import find
-from selfguide.training.retention import pin, pinned, unpin
+from selfguide.spec.retention import deletion, holding, pin, pinned, unpin
+from selfguide.spec.run import image_folder
 from shards import storage
 from shards.errors import UserError
 from tools import flags
@@ -23,7 +25,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     flags.add(
         parser,
         ("of RUN", str, None, "id, name or folder of a run"),
-        ("--images N", int, flags.REQUIRED, "the checkpoint at N images seen"),
+        ("--images N", int, flags.REQUIRED, "the one at N images seen"),
+        ("--snapshot", bool, False, "the snapshot there, not the checkpoint"),
         ("--off", bool, False, "lets it go again"),
         flags.RUNS,
         flags.JSON,
@@ -32,17 +35,27 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     found = find(options.of, Path(options.runs))
-    folder = found.checkpoint(options.images)
+    place = found.snapshots if options.snapshot else found.checkpoints
+    folder = place / image_folder(options.images)
     if options.off:
-        if folder.name not in pinned(found.checkpoints):
+        if folder.name not in pinned(place):
             raise UserError(f"--off: {folder.name} is not pinned")
-        unpin(found.checkpoints, folder.name)
+        unpin(place, folder.name)
+    elif options.snapshot:
+        # whoever would delete it sees the pin, or it is gone already
+        with holding(found):
+            known = found.published()
+            if gone := deletion(folder):
+                there = ", ".join(map(str, known))
+                raise UserError(f"--images {options.images}: {gone}; snapshots are at {there}")
+            target.chosen(options.images, known, "snapshots")
+            pin(place, folder.name)
     else:
         target.chosen(options.images, found.checkpoint_folders())
         if storage.read_complete(folder) is None:
             raise UserError(f"{folder} is not complete; `verify` says why")
-        pin(found.checkpoints, folder.name)
-    kept = sorted(pinned(found.checkpoints))
+        pin(place, folder.name)
+    kept = sorted(pinned(place))
     if options.json:
         print(json.dumps({"pinned": kept}))
     else:

@@ -17,8 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from selfguide.spec.retention import pinned
 from selfguide.training.checkpoint import averages_in
-from selfguide.training.retention import pinned
 from shards import storage
 from shards.errors import DamagedError
 from shards.storage import Url

@@ -93,13 +93,11 @@ def _refuse_images(options: argparse.Namespace, one: Url) -> None:
         raise UserError(f"--images {options.images}: {one} is one checkpoint already; drop it")
 
 
-def chosen(images: int, known: Sequence[int]) -> int:
+def chosen(images: int, known: Sequence[int], what: str = "checkpoints") -> int:
     """
     Raises:
         UserError: `images` is none of `known`.
     """
     if images not in known:
-        raise UserError(
-            f"--images {images}: this run has checkpoints at {', '.join(map(str, known))}"
-        )
+        raise UserError(f"--images {images}: this run has {what} at {', '.join(map(str, known))}")
     return images

@@ -72,6 +72,12 @@ class TrainConfig:
     keep_checkpoints: Annotated[int, AtLeast(1), NotIdentity()] = 2
     # and the first checkpoint of each so many images, for good; null keeps none besides. Pins are kept in any case
     keep_every: Annotated[int | None, AtLeast(1), NotIdentity()] = None
+    # so many of the newest snapshots are kept, and what is still of use, once they have their scores; null keeps all
+    keep_snapshots: Annotated[int | None, AtLeast(1), NotIdentity()] = None
+    # and the first snapshot of each so many images, for good
+    keep_snapshots_every: Annotated[
+        int | None, AtLeast(1), ReadWith("keep_snapshots=NUMBER"), NotIdentity()
+    ] = None
     # a process beside each rank writes them from a snapshot in host memory, or the rank itself does and waits
     checkpoint_writer: Annotated[Literal["process", "here"], NotIdentity()] = "process"
     # s3://BUCKET/FOLDER that each checkpoint is copied to, for the day on which the run's folder is gone; null for none
