@@ -146,6 +146,21 @@ def test_reference_of_another_protocol_names_the_file_and_both_definitions(
     assert "tools.reference make ROOT --protocol P --out FILE.npz" in text
 
 
+def test_reference_that_was_made_anew_since_the_submission_is_refused(
+    run: RunFolder, net: dict[str, str], tmp_path: Path
+) -> None:
+    whole = load_feature_net("fd_timm", net["weights"], net=NET, sha256=net["sha256"])
+    file = tmp_path / "val.npz"
+    features = np.random.default_rng(0).standard_normal((900, whole.width))
+    Reference.of(Moments.of(features), {"features": whole.about}).save(file)
+    given = {"reference": str(file), "reference_count": None, "reference_sha256": "0" * 64}
+    with pytest.raises(UserError, match="the protocol compares with 000000000000") as error:
+        job.main(request(run, tmp_path, **given), RankStatus())
+    assert storage.sha256(str(file))[:12] in str(error.value)
+    assert f"launcher.evaluate RUN evaluation.reference={file}" in str(error.value)
+    assert list(records(run)) == []
+
+
 def test_samples_that_are_nan_are_named_and_leave_no_record(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
