@@ -222,7 +222,9 @@ def _ending(path: Path) -> Ending:
 
 def _environment(job: Job) -> dict[str, str]:
     """This shell's variables less an outer job's, and where the code is."""
-    environment = clean(os.environ)
+    # a thread that waits for another lets go of its core, for others use this machine as well: where it spins, OpenMP's
+    # default, what is beside it takes many times as long (docs/performance.md)
+    environment = {"OMP_WAIT_POLICY": "passive"} | clean(os.environ)
     given = dict(job.environment)
     # a user's own comes behind the job's code, and before what is inherited
     paths = [str(job.code), given.pop("PYTHONPATH", ""), environment.get("PYTHONPATH", "")]

@@ -62,9 +62,13 @@ def started(at: Attempt, function: Callable[[str], None], **more: object) -> bac
     return record
 
 
+@pytest.mark.parametrize("policy", ["passive", "active"])
 def test_ranks_know_their_place_and_their_surroundings(
-    at: Attempt, monkeypatch: pytest.MonkeyPatch
+    policy: str, at: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if policy != "passive":
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setenv("WORLD_SIZE", "64")
     record = started(at, payloads.look_around, threads=3, nice=7, environment={"COLOUR": "blue"})
@@ -74,6 +78,7 @@ def test_ranks_know_their_place_and_their_surroundings(
     for each in told:
         environment = each["environment"]
         assert environment["OMP_NUM_THREADS"] == "3" and environment["COLOUR"] == "blue"
+        assert environment["OMP_WAIT_POLICY"] == policy
         assert not {"SLURM_JOB_ID", "WORLD_SIZE"} & set(environment)
         assert each["nice"] == min(19, os.nice(0) + 7) and each["python"] == sys.executable
         assert each["session"] not in (os.getsid(0), 0)

@@ -66,7 +66,6 @@ class Toy:
             *("data=digits", f"data.root={self.shards}", "data.flip=false", "cluster=local", "engine=torch"),
             # a second process or thread costs more than it gives, above all where others work
             *("cluster.gpus_per_node=1", "cluster.environment.OMP_NUM_THREADS=1"),
-            "cluster.environment.OMP_WAIT_POLICY=passive",
             *("init=scratch", "init.path=null", "init.time=as_trained"),
             *("evaluation=fd_digits", "evaluation.samples=500", "evaluation.shards=null"),
             f"evaluation.expected={_expected(row)}",
