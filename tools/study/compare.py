@@ -140,8 +140,9 @@ class Comparison:
                 below.text(right, 0, text, va="center")
                 drawing.open_frame(below, "top", "right", "left")
             closed, seeds = summary["gap_closed"], len(results[self.ours])
+            what = "closes {:.0%} of the gap to" if closed <= 1 else "goes beyond"
             figure.suptitle(
-                f"Self-guidance closes {closed:.0%} of the gap to human labels, seeing none of them (seeds: {seeds})",
+                f"Self-guidance {what.format(closed)} human labels, seeing none of them (seeds: {seeds})",
                 fontsize=14,
             )
         print(f"wrote {path}")
