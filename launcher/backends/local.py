@@ -222,9 +222,11 @@ def _ending(path: Path) -> Ending:
 
 def _environment(job: Job) -> dict[str, str]:
     """This shell's variables less an outer job's, and where the code is."""
-    # a thread that waits for another lets go of its core, for others use this machine as well: where it spins, OpenMP's
-    # default, what is beside it takes many times as long (docs/performance.md)
-    environment = {"OMP_WAIT_POLICY": "passive"} | clean(os.environ)
+    environment = clean(os.environ)
+    if job.nice:
+        # it works beside others: threads that spin while they wait, as by default, take many times as long there, and
+        # those that sleep a third longer on cores of their own (docs/performance.md)
+        environment.setdefault("OMP_WAIT_POLICY", "passive")
     given = dict(job.environment)
     # a user's own comes behind the job's code, and before what is inherited
     paths = [str(job.code), given.pop("PYTHONPATH", ""), environment.get("PYTHONPATH", "")]

@@ -62,25 +62,31 @@ def started(at: Attempt, function: Callable[[str], None], **more: object) -> bac
     return record
 
 
-@pytest.mark.parametrize("policy", ["passive", "active"])
+@pytest.mark.parametrize(
+    ("nice", "typed", "policy"), [(7, None, "passive"), (7, "active", "active"), (0, None, None)]
+)
 def test_ranks_know_their_place_and_their_surroundings(
-    policy: str, at: Attempt, monkeypatch: pytest.MonkeyPatch
+    nice: int,
+    typed: str | None,
+    policy: str | None,
+    at: Attempt,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    if policy != "passive":
-        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    if typed is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", typed)
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setenv("WORLD_SIZE", "64")
-    record = started(at, payloads.look_around, threads=3, nice=7, environment={"COLOUR": "blue"})
+    record = started(at, payloads.look_around, threads=3, nice=nice, environment={"COLOUR": "blue"})
     until(lambda: backends.state(record) == "gone")
     told = [json.loads((at.root / f"place-{rank}.json").read_text()) for rank in range(2)]
     assert [(t["rank"], t["local_rank"], t["world"]) for t in told] == [(0, 0, 2), (1, 1, 2)]
     for each in told:
         environment = each["environment"]
         assert environment["OMP_NUM_THREADS"] == "3" and environment["COLOUR"] == "blue"
-        assert environment["OMP_WAIT_POLICY"] == policy
+        assert environment.get("OMP_WAIT_POLICY") == policy
         assert not {"SLURM_JOB_ID", "WORLD_SIZE"} & set(environment)
-        assert each["nice"] == min(19, os.nice(0) + 7) and each["python"] == sys.executable
+        assert each["nice"] == min(19, os.nice(0) + nice) and each["python"] == sys.executable
         assert each["session"] not in (os.getsid(0), 0)
     assert {read_record(at.root / f"exit-{rank}.json")["class"] for rank in range(2)} == {"ok"}
     assert failure(at) == ""
