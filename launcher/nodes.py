@@ -24,7 +24,6 @@ from shards.errors import UserError
 
 # a larger cluster's nodes that are well are only counted
 SHOWN = 64
-DAY_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)

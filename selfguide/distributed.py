@@ -44,9 +44,15 @@ class RankInfo:
 
 
 def join(rank_info: RankInfo, rendezvous: Path, timeout_s: int = 600) -> None:
-    """Joins the ranks of one attempt. Rank 0 binds a free port and publishes it as the file `meeting`.
+    """Joins the ranks of one attempt. Rank 0 binds a free port and publishes it in the file `rendezvous`.
 
-    A fixed port collides on shared nodes, and a silent fall-back to localhost trains N worlds of one.
+    A fixed port collides on shared nodes, and a silent fall-back to localhost trains N worlds of one. The others wait
+    for the file, and every rank for each collective, `timeout_s` seconds at most.
+
+    Raises:
+        RuntimeError: rank 0 was started for another number of ranks.
+        NodeRefused: rank 0 has no address that other nodes reach.
+        TimeoutError: rank 0 published nothing.
     """
     if rank_info.rank == 0:
         host = _address()

@@ -35,8 +35,6 @@ from selfguide.spec.suggest import nearest
 from shards import cli, storage
 from shards.errors import UserError
 
-VERBS = ("build", "serve", "ls", "show", "diff", "curve", "export")
-
 
 def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)

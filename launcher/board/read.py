@@ -26,6 +26,7 @@ from launcher.reconcile.cache import Cache
 from launcher.reconcile.decide import State
 from launcher.reconcile.hours import gpu_hours
 from launcher.reconcile.lineage import Known, Parent, parents, weights
+from launcher.reconcile.reader import problem
 from launcher.reconcile.view import RunView, read_many
 from selfguide.spec import recipe
 from selfguide.spec.config import Config, SamplerConfig, build
@@ -202,11 +203,11 @@ class Reader:
                 files = now.get(place) if settled else None
                 found[place] = _Read(run, weights(view), files)
             except UNREADABLE as error:
-                problems += [*own, _problem(view.folder.run_json, error)]
+                problems += [*own, problem(view.folder.run_json, error)]
         if self._lasting:
             self._cache, self._before = self._cache.again(), found
         ordered = [found[place] for place in map(str, (f.root for f in there)) if place in found]
-        problems += [problem for each in ordered for problem in each.run.quarantined]
+        problems += [why for each in ordered for why in each.run.quarantined]
         known = Known()
         for each in ordered:
             known.add(each.run.id, each.run.root, each.weights)
@@ -241,11 +242,6 @@ def _resolved(run: Run, known: Known) -> Run:
     if not run.lineage:
         return run
     return replace(run, lineage=tuple(map(known.resolved, run.lineage)))
-
-
-def _problem(path: Path | str, error: Exception) -> str:
-    why = f"no {error}" if isinstance(error, KeyError) else str(error)
-    return f"{path} was left out: {why}"
 
 
 def _run(view: RunView, problems: list[str], kept: Cache) -> Run:
@@ -352,7 +348,7 @@ def _fronts(view: RunView, problems: list[str]) -> tuple[Front, ...]:
                 build(SamplerConfig, dict(point.sampler), "sampler")
         return found
     except UNREADABLE as error:
-        problems.append(_problem(recipe.recipe_path(view.folder), error))
+        problems.append(problem(recipe.recipe_path(view.folder), error))
         return ()
 
 
@@ -393,7 +389,7 @@ def _curves(run: RunFolder, problems: list[str], kept: Cache) -> dict[str, Curve
         try:
             file = dict(kept.get(path, curves.read_lines))
         except UNREADABLE as error:
-            problems.append(_problem(path, error))
+            problems.append(problem(path, error))
             continue
         number = name[len("train-") : -len(".jsonl")]
         if "time" in file and number.isdecimal():

@@ -11,7 +11,6 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log2
-from typing import Literal
 
 from launcher.reconcile.attempts import Cause
 from launcher.reconcile.view import AttemptView
@@ -36,9 +35,6 @@ FADED = 0.75
 # of the nodes of a partition, at most
 SHARE = 0.25
 
-# of a person, beside the classes of failures
-By = Literal["forgiven", "excluded"]
-
 _GPU = re.compile(r"CUDA error|uncorrectable|\bECC\b|\bXid\b|NVLink|device-side assert", re.I)
 
 
@@ -49,7 +45,7 @@ class Evidence:
     node: str
     # seconds since 1970
     time: float
-    # of `WEIGHTS` or `By`; `class` in the file
+    # of `WEIGHTS`, or of a person: forgiven, excluded; `class` in the file
     kind: str
     # experiment/id, and number of the attempt
     run: str = ""

@@ -84,7 +84,7 @@ class ClusterConfig:
     container: str | None = None
     cpus_per_task: Annotated[int | None, AtLeast(1)] = None
     environment: dict[str, str] = field(default_factory=dict)
-    # where evaluations and watchers run, which need no GPU; none: where training does
+    # where jobs without a GPU run: watchers, and evaluations whose net needs none; none: where training does
     evaluation_partition: str | None = None
     evaluation_timeout_min: Annotated[int, AtLeast(1), Minutes()] = 120
     # nodes that no job may get
