@@ -28,7 +28,7 @@ from selfguide.spec.config import Config, EvaluationConfig, SamplerConfig
 from selfguide.spec.config.evaluation import PINS
 from selfguide.spec.config.sampler import settings_read
 from selfguide.spec.data_fit import check_counts, check_samples, check_scored
-from selfguide.spec.lacks import lacks
+from selfguide.spec.lacks import encoder_of, lacks
 from selfguide.spec.recipe import Front
 from selfguide.spec.recipe import Point as Scored
 from selfguide.spec.records import EvaluationRecord
@@ -387,8 +387,7 @@ def _plain(sampler: SamplerConfig, words: Sequence[str]) -> SamplerConfig:
 
 
 def _encoder(view: RunView, images: int) -> str | None:
-    header = view.snapshots[images]["data"].get("header", {})
-    return header.get("encoder") if header.get("kind") == "latent" else None
+    return encoder_of(view.snapshots[images]["data"].get("header", {}))
 
 
 def _points(view: RunView, config: Config, found: ScoreSweep) -> list[Point]:

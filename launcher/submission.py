@@ -32,7 +32,7 @@ from selfguide.spec.data_fit import check_fit
 from selfguide.spec.files import plain
 from selfguide.spec.identity import digest, identity
 from selfguide.spec.initial_weights import begins_fresh, check_weights
-from selfguide.spec.lacks import lacks, lacks_autoencoder
+from selfguide.spec.lacks import encoder_of, lacks, lacks_autoencoder
 from selfguide.spec.run import RunFolder
 from selfguide.spec.sizes import footprint
 from selfguide.spec.weak import check_snapshots
@@ -377,7 +377,7 @@ def check_files(config: Config, manifest: Manifest) -> tuple[str, ...]:
     Raises:
         UserError: there are some, and the config requires them, or previews need them.
     """
-    encoder = manifest.header.get("encoder") if manifest.header["kind"] == "latent" else None
+    encoder = encoder_of(manifest.header)
     if config.train.preview and encoder is not None:
         lack = lacks_autoencoder(encoder, config.evaluation.decoder)
         if lack is not None:

@@ -7,14 +7,13 @@ are drawn and in nothing else: reference, count, seed and net are the same, so t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from launcher.board.collect import Row, Scored, Table
 from launcher.board.columns import number
 from selfguide.spec.config import SamplerConfig
-from selfguide.spec.metrics import higher_is_better
 from selfguide.spec.recipe import Front
 from selfguide.spec.recipe import Point as RecipePoint
 from selfguide.spec.records import EvaluationRecord
@@ -73,12 +72,6 @@ def front(
         if not kept or sign * score < sign * kept[-1][1]:
             kept.append((cost, score))
     return tuple(kept)
-
-
-def front_of(points: Sequence[Point], metric: str) -> tuple[tuple[float, float], ...]:
-    """The front of (NFE, score) of points."""
-    known = [(p.nfe, p.score) for p in points if p.nfe is not None]
-    return front(known, higher_is_better=higher_is_better(metric))
 
 
 def drawing(point: RecipePoint) -> str:

@@ -18,7 +18,7 @@ from launcher.reconcile.cache import Cache
 from launcher.reconcile.model import AttemptView, EvaluationView, JobView, RunView
 from selfguide.spec import timm_nets
 from selfguide.spec.config import Config
-from selfguide.spec.lacks import lacks
+from selfguide.spec.lacks import encoder_of, lacks
 from selfguide.spec.records import PART, PARTS, UNREADABLE, EvaluationRecord
 from selfguide.spec.retention import DELETED, PINS, Deleted, deleted_record
 from selfguide.spec.run import RunFolder, image_folder, names_in, numbered
@@ -368,5 +368,4 @@ def _pinned(config: Config) -> Config:
 
 def _encoder(snapshots: Mapping[int, Mapping[str, Any]]) -> str | None:
     """Whose latents the run's samples are; None where they are images."""
-    header = next(iter(snapshots.values()))["data"].get("header", {})
-    return header.get("encoder") if header.get("kind") == "latent" else None
+    return encoder_of(next(iter(snapshots.values()))["data"].get("header", {}))

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from selfguide.spec.config import Config, EvaluationConfig
 from selfguide.spec.metrics import FEATURES
@@ -39,11 +41,16 @@ class Lack:
     evaluation: EvaluationConfig | None = None
 
 
+def encoder_of(header: Mapping[str, Any]) -> str | None:
+    """Returns the name of the autoencoder whose latents data with this header are; None of images."""
+    return header.get("encoder") if header.get("kind") == "latent" else None
+
+
 def lacks(config: Config, encoder: str | None) -> tuple[Lack, ...]:
     """Returns the files that the evaluations of a run need and that are not here.
 
     Args:
-        encoder: of the run's data, where these are latents.
+        encoder: of the run's data (`encoder_of`).
     """
     return tuple(
         replace(lack, evaluation=each.evaluation)
