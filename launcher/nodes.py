@@ -62,7 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
     by_hand.add_argument(
         "--exclude", metavar="NODE", help="it gets no jobs of these runs until it is forgiven"
     )
-    parser.add_argument("--note", default="", help="why, for those who read the table")
+    parser.add_argument(
+        "--note",
+        default="",
+        help="the reason of --forgive or --exclude, for those who read the table (none)",
+    )
     options = parser.parse_args(arguments)
     root = Path(options.runs).resolve()
     now, found = time.time(), _ask(root)

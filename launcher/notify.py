@@ -109,8 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "test of what runs will do when they finish, stop, or fail for the first time.",
         epilog="example: SELFGUIDE_NOTIFY=json://localhost:8080 python -m launcher.notify",
     )
-    parser.add_argument("--title", default="selfguide", help="of the message")
-    parser.add_argument("--text", default="Runs will write here.", help="of the message")
+    parser.add_argument("--title", default="selfguide", help="of the message (%(default)s)")
+    parser.add_argument(
+        "--text", default="Runs will write here.", help="of the message (%(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args(arguments)
     wanted = urls()

@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
         "3f2a trace=20 save=now",
     )
     takes_run(parser)
-    parser.add_argument("settings", nargs="*", metavar="key=value")
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="as above (none: list requests)"
+    )
     options = parser.parse_intermixed_args(arguments)
     run = find(options.run, Path(options.runs))
     if not options.settings:

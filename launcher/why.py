@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         "3f2a --attempt 2",
     )
     takes_run(parser)
-    parser.add_argument("--attempt", type=int, metavar="N", help="only this attempt")
+    parser.add_argument("--attempt", type=int, metavar="N", help="only this attempt (all)")
     options = parser.parse_args(arguments)
     run = find(options.run, Path(options.runs))
     view = read(run, patience_s=LOOK_S, evidence=True)

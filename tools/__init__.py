@@ -1,4 +1,4 @@
-"""Commands over the packages: shards, the digit net, the comparison, benchmarks."""
+"""Commands over the packages: data sets, annotations, samples, scores, checkpoints, studies, benchmarks."""
 
 import contextlib
 import os

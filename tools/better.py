@@ -229,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
             "--protocol P",
             ("fd_digits", *PROTOCOLS),
             None,
-            "what to measure by (of digits fd_digits, else A's run's)",
+            f"what to measure by: fd_digits, {', '.join(PROTOCOLS)} (of digits fd_digits, else A's run's)",
         ),
         ("--most N", int, 5000, "images of each at most (5000)"),
         ("--looks N", int, 10, "times to look, evenly spread (10)"),

@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = flags.command(
         "tools.digitnet",
         __doc__,
-        ("--half H", tuple(WEIGHTS), "even", "of the scans that fit it (even)"),
+        ("--half H", tuple(WEIGHTS), "even", "the scans that fit it: even or odd (even)"),
         ("--check", bool, False, "only test the committed weights"),
         flags.JSON,
     )

@@ -120,7 +120,12 @@ def _parser() -> argparse.ArgumentParser:
         __doc__,
         ("samples", str, None, "folder of lossless images, or a .npz, as tools.sample writes them"),
         ("shards SHARDS", str, None, "of the real images, or of their latents"),
-        ("--protocol P", PROTOCOLS, None, "in the features of this protocol's net (pixels)"),
+        (
+            "--protocol P",
+            PROTOCOLS,
+            None,
+            f"in the features of this protocol's net: {', '.join(PROTOCOLS)} (pixels)",
+        ),
         *of_net,
         ("--decoder FILE", str, None, "weights of the autoencoder that decodes latents"),
         ("--count N", int, 8, "samples that are shown (8)"),

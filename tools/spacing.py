@@ -88,7 +88,7 @@ def plot(found: dict[float, dict[Line, list[float]]], file: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = flags.command(
-        "tools.spacing", __doc__, ("--out", Path, None, "write the picture here")
+        "tools.spacing", __doc__, ("--out FILE", Path, None, "the picture (none is written)")
     )
     options = parser.parse_args(argv)
     found = {mean: measured(mean) for mean in MEANS}

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     of_digits = parser.add_argument_group("of the digits")
     flags.add(
         of_digits,
-        ("--check", bool, False, "only test weights"),
+        ("--check", bool, False, "only test the committed weights, or those at --out"),
         ("--epochs N", int, 200, "passes over the half (200)"),
     )
     _add_small(parser.add_argument_group("of SHARDS"))

@@ -81,11 +81,14 @@ def _parser() -> argparse.ArgumentParser:
         "names", nargs="+", metavar="RUN", help="the first is what others are held against"
     )
     curve_of = verb("curve", curve, "a score, or a curve of training, over images")
-    curve_of.add_argument("names", nargs="+", metavar="RUN")
+    curve_of.add_argument("names", nargs="+", metavar="RUN", help="runs whose curves are drawn")
     export_of = verb("export", export, "the rows of a view as a file")
     export_of.add_argument("--format", choices=FORMATS, default="csv", help="of the file (csv)")
     export_of.add_argument(
-        "--out", type=storage.expanded, metavar="FILE", help="where to; csv and json to stdout"
+        "--out",
+        type=storage.expanded,
+        metavar="FILE",
+        help="the file to write (stdout; parquet needs a file)",
     )
     _add_view(export_of)
     return parser
@@ -119,10 +122,16 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 
 def _add_view(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--protocol", metavar="KEY", help="key, its beginning, or metric of one protocol"
+        "--protocol", metavar="KEY", help="key, its beginning, or metric of one protocol (all)"
     )
-    parser.add_argument("--filter", default="", metavar="TERMS", help="rows to show, see below")
-    parser.add_argument("--sort", metavar="COLUMN", help="better end first (rank)")
+    parser.add_argument(
+        "--filter", default="", metavar="TERMS", help="rows to show, see below (all)"
+    )
+    parser.add_argument(
+        "--sort",
+        metavar="COLUMN",
+        help="the order of rows, the better end of this column first (rank)",
+    )
     parser.add_argument("--reverse", action="store_true", help="the other end first")
 
 
@@ -130,7 +139,8 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=8765, help="0 takes any that is free (8765)")
     parser.add_argument(
-        "--token", help="who looks must know it; @FILE reads it, which no list of processes shows"
+        "--token",
+        help="who looks must know it; @FILE reads it, which no list of processes shows (none)",
     )
     parser.add_argument(
         "--every", type=float, default=5.0, metavar="S", help="reads the runs at most so often (5)"

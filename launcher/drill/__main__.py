@@ -256,18 +256,38 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "words", nargs="*", metavar="storm | key=value", help="key=value as of launcher.submit"
-    )
-    parser.add_argument("--cells", default="", help="such as A1,C3 (all that can be put on here)")
-    parser.add_argument("--list", action="store_true", help="show the cells")
-    parser.add_argument("--urgent", metavar="PARTITION", help="whose jobs preempt those of others")
-    parser.add_argument("--faults", type=int, default=10, help="of a storm (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of a storm (%(default)s)")
-    parser.add_argument(
-        "--mean-s", type=float, default=15.0, help="seconds of training between two (%(default)s)"
+        "words",
+        nargs="*",
+        metavar="storm | key=value",
+        help="storm: many faults on one run; settings as of launcher.submit",
     )
     parser.add_argument(
-        "--runs", type=storage.place, default="runs/drill", metavar="DIR", help="(%(default)s)"
+        "--cells",
+        default="",
+        help="faults of the matrix in docs/cluster.md, such as A1,C3 (all that can be put on here)",
+    )
+    parser.add_argument("--list", action="store_true", help="list the cells, and do nothing")
+    parser.add_argument(
+        "--urgent",
+        metavar="PARTITION",
+        help="a partition whose jobs preempt those of others, for C3 (none)",
+    )
+    parser.add_argument("--faults", type=int, default=10, help="how many a storm has (%(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="draws a storm's faults and times (%(default)s)"
+    )
+    parser.add_argument(
+        "--mean-s",
+        type=float,
+        default=15.0,
+        help="seconds of training between two faults of a storm, on average (%(default)s)",
+    )
+    parser.add_argument(
+        "--runs",
+        type=storage.place,
+        default="runs/drill",
+        metavar="DIR",
+        help="where the runs of the drill go (%(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser

@@ -194,16 +194,31 @@ OF_SNAPSHOT: tuple[Flag, ...] = (
     ("--ema I", int, None, "which average, counted from 0 (0)"),
 )
 OF_NET: tuple[Flag, ...] = (
-    ("--weights PATH", str, None, "file of weights; random:SEED draws them"),
-    ("--sha256 HEX", str, None, "what the file must have"),
-    ("--download", bool, False, "the hub may be asked"),
-    ("--saw-labels", ("yes", "no"), None, "whether its training did (by its name)"),
-    ("--vae-weights PATH", str, None, "of the autoencoder of stored latents"),
+    (
+        "--weights PATH",
+        str,
+        None,
+        "file of weights; random:SEED draws them (SELFGUIDE_WEIGHTS_DIR, then the local hub cache)",
+    ),
+    ("--sha256 HEX", str, None, "the sha256 that the file must have (any; it is recorded)"),
+    ("--download", bool, False, "fetch weights that are not here from the hub (never)"),
+    ("--saw-labels", ("yes", "no"), None, "whether the net's training saw labels (by its name)"),
+    (
+        "--vae-weights PATH",
+        str,
+        None,
+        "weights of the autoencoder of stored latents (SELFGUIDE_<NAME>, then the local hub cache)",
+    ),
 )
 
 
 OF_FEATURES: tuple[Flag, ...] = (
-    ("--method", tuple(FAMILIES), None, "whose published checkpoint --weights is"),
+    (
+        "--method",
+        tuple(FAMILIES),
+        None,
+        "whose published checkpoint --weights is (none: the net's own names)",
+    ),
     ("--view", tuple(VIEWS), None, "whose transform brings images to the net's size (timm)"),
 )
 

@@ -238,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--ema I", int, 0, "which average, from 0 (0)"),
         flags.RUNS,
     )
-    features = "features, where it has neither confidence nor distance"
+    features = "features of its images, where it has neither confidence nor distance (none)"
     flags.add(
         parser.add_argument_group("groups of an annotation"),
         ("--sidecar DIR", str, None, "an annotation of kind id"),
@@ -254,7 +254,12 @@ def _parser() -> argparse.ArgumentParser:
         ("--batch N", int, 64, "images at once (64)"),
         ("--device", str, device, f"where the network runs ({device})"),
         ("--autoencoder NAME", str, None, "what decodes latents (the data's own)"),
-        ("--weights PATH", str, None, "its weights"),
+        (
+            "--weights PATH",
+            str,
+            None,
+            "weights of the autoencoder (SELFGUIDE_<NAME>, then the local hub cache)",
+        ),
         flags.JSON,
     )
     flags.add(

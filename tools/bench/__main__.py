@@ -92,7 +92,13 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("suites", nargs="*", choices=[*SUITES, []], help=f"of: {', '.join(SUITES)}")
+    parser.add_argument(
+        "suites",
+        nargs="*",
+        choices=[*SUITES, []],
+        metavar="SUITE",
+        help=f"of: {', '.join(SUITES)} (all); gpu is a command of its own",
+    )
     parser.add_argument(
         "--repeats",
         type=int,
@@ -111,7 +117,8 @@ def main(argv: list[str] | None = None) -> int:
         "--without",
         default="",
         metavar="WORDS",
-        help=f"of the suite shards, what to leave out: {', '.join((*shards.PARTS, *shards.RIVALS))}",
+        help="of the suite shards, what to leave out, with commas between: "
+        f"{', '.join((*shards.PARTS, *shards.RIVALS))} (nothing)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)

@@ -36,7 +36,12 @@ def add(parser: argparse.ArgumentParser) -> None:
             list(ARMS),
             f"class, and which label-free ones ({' '.join(ARMS)})",
         ),
-        ("--weights G+", float, list(WEIGHTS), "guidance weights that are searched"),
+        (
+            "--weights G+",
+            float,
+            list(WEIGHTS),
+            f"guidance weights that are searched ({' '.join(f'{g:g}' for g in WEIGHTS)})",
+        ),
         ("--search N", int, 1000, "samples of each point of the search (1000)"),
         ("--samples N", int, 5000, "samples that are reported (5000)"),
     )

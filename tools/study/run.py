@@ -22,7 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
             "--arms +",
             tuple(BY_NAME),
             None,
-            f"({' '.join(BY_NAME)}; of emoji where there are latents)",
+            "what is trained, a row of the report each (all; of emoji where there are latents)",
         ),
     )
 

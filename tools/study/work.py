@@ -163,7 +163,7 @@ def add(parser: argparse.ArgumentParser, seeds: Sequence[int]) -> None:
     """The flags of verbs that train."""
     flags.add(
         parser,
-        ("overrides key=value*", str, None, "for every run"),
+        ("overrides key=value*", str, None, "settings of every run, as for launcher.submit"),
         ("--seeds +", int, list(seeds), f"of each arm ({' '.join(map(str, seeds))})"),
         ("--runs", Path, Path("runs"), "where runs are (runs)"),
         ("--out DIR", str, "study", "where groups, scores and reports are kept (study)"),

@@ -37,13 +37,24 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--out", type=storage.expanded, default=Path("gpu-bench.json"), metavar="FILE"
+        "--out",
+        type=storage.expanded,
+        default=Path("gpu-bench.json"),
+        metavar="FILE",
+        help="what was found (gpu-bench.json)",
     )
     parser.add_argument(
-        "--wheels", type=storage.expanded, metavar="DIR", help="wheels of what is not installed"
+        "--wheels",
+        type=storage.expanded,
+        metavar="DIR",
+        help="wheels of what is not installed (none)",
     )
-    parser.add_argument("--only", default=",".join(PARTS), metavar="PARTS", help=",".join(PARTS))
-    parser.add_argument("--minutes", type=float, default=9.0, help="no part begins later (9)")
+    parser.add_argument(
+        "--only", default=",".join(PARTS), metavar="PARTS", help=f"of {','.join(PARTS)} (all)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="no part begins after so many (9)"
+    )
     parser.add_argument("--small", action="store_true", help="small networks, and no GPU needed")
     options = parser.parse_args(argv)
     chosen = [part for part in options.only.split(",") if part]
