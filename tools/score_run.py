@@ -41,7 +41,7 @@ from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.lock import lock
 from tools.reference.make import net_of
-from tools.sample_files import open_images
+from tools.sample_files import Images, open_images
 from tools.sample_set import CHOSEN, NPZ
 from tools.score import METRICS
 
@@ -85,28 +85,8 @@ def run(options: argparse.Namespace) -> int:
     # the same command may be running
     with lock(work, create=False, required=False):
         try:
-            parts, doing = (
-                parts_in(work, len(images), options.batch),
-                f"scoring {len(images):,} images",
-            )
-            fill(
-                parts,
-                lambda rows: torch.cat([each.rows(images.at(rows)) for each in nets], 1),
-                doing=doing,
-            )
-            if "fdr" in evaluation.metrics:
-                beside = _with_ratios(beside, parts, nets, evaluation, known)
-            scores, _ = parted(
-                scores_of(
-                    options.protocol,
-                    net,
-                    parts,
-                    known,
-                    full=options.protocol == "fid_adm",
-                    evaluation=evaluation,
-                    beside=beside,
-                )
-            )
+            parts = parts_in(work, len(images), options.batch)
+            scores = _scores(parts, images, nets, known, beside, evaluation)
         except UserError as error:
             # of files that nobody scores as they are
             shutil.rmtree(work, ignore_errors=True)
@@ -132,6 +112,37 @@ def run(options: argparse.Namespace) -> int:
         if chosen:
             print(f"of {chosen['kept']:,} samples chosen out of {chosen['of']:,}: {chosen['by']}")
     return 0
+
+
+def _scores(
+    parts: Rows,
+    images: Images,
+    nets: Sequence[FeatureNet],
+    known: Known,
+    beside: Beside,
+    evaluation: EvaluationConfig,
+) -> dict[str, float]:
+    """The scores of images, whose features in all nets, the protocol's first, are kept in `parts`."""
+    fill(
+        parts,
+        lambda rows: torch.cat([each.rows(images.at(rows)) for each in nets], 1),
+        doing=f"scoring {len(images):,} images",
+    )
+    if "fdr" in evaluation.metrics:
+        beside = _with_ratios(beside, parts, nets, evaluation, known)
+    protocol = evaluation.protocol
+    scores, _ = parted(
+        scores_of(
+            protocol,
+            nets[0],
+            parts,
+            known,
+            full=protocol == "fid_adm",
+            evaluation=evaluation,
+            beside=beside,
+        )
+    )
+    return scores
 
 
 def chosen_by(samples: Path) -> dict[str, Any] | None:
