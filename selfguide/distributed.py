@@ -175,6 +175,7 @@ def _await_record(path: Path, timeout_s: int) -> dict:
 
 
 def world_size() -> int:
+    """The number of ranks; 1 where no process group was joined."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 

@@ -117,6 +117,7 @@ def _stop(*_: object) -> None:
 
 
 def exit_with_parent() -> None:
+    """Ends this process, with 1, when its parent has ended; returns at once where it has none. Blocks: for a thread."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

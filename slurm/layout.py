@@ -45,6 +45,7 @@ def boot_id() -> str:
 
 
 def write_record(state: Path, record: Record) -> None:
+    """Replaces the record of the cluster in this folder."""
     CLUSTER.write(state, {"format": MARK, **asdict(record)})
 
 

@@ -171,6 +171,7 @@ def plain(found: Comparison, protocol: str) -> dict[str, object]:
 
 
 def words(found: Comparison, protocol: str) -> str:
+    """The answer as sentences."""
     last = found.looks[-1]
     answer = f"{found.better} is better" if found.better else "no difference is known"
     saved = f"; {found.saved:,} images saved" if found.saved else ""

@@ -75,6 +75,7 @@ def one_cycle(
 
 @torch.no_grad()
 def accuracy(net: DigitNet, images: Tensor, labels: Tensor) -> float:
+    """The share of scans (N, 1, 8, 8) whose label is the likeliest class."""
     return (net(images).argmax(1) == labels).float().mean().item()
 
 

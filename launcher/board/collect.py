@@ -103,6 +103,8 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Board:
+    """Every table, and what stands beside them; `collect` makes it."""
+
     tables: tuple[Table, ...]
     waiting: tuple[Run, ...]  # runs of rows that have no score under any protocol
     heard: float | None  # seconds since 1970 of the newest fact

@@ -43,6 +43,7 @@ def _form(value: float) -> str:
 
 
 def number(value: float | None) -> str:
+    """A score to the digits that its size deserves; a dash for None."""
     return NOTHING if value is None else format(value, _form(value))
 
 
@@ -55,10 +56,12 @@ def spread(value: Spread | None) -> tuple[str, str]:
 
 
 def percent(value: Spread | None) -> str:
+    """The mean of a share in percent, 0.5 as 50.0 %."""
     return NOTHING if value is None else f"{100 * value.mean:.1f} %"
 
 
 def duration(seconds: float | None) -> str:
+    """Seconds below ten minutes, minutes from there on."""
     if seconds is None:
         return NOTHING
     return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"

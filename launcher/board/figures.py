@@ -83,6 +83,7 @@ def _reading(point: tuple[float, float | None] | None) -> str:
 
 
 def name_of(row: Row) -> str:
+    """What a row is called in a legend: its experiment and what tells it from others."""
     return " ".join((row.experiment, *row.variant))
 
 

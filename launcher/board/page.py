@@ -201,6 +201,7 @@ def embedded(value: object) -> Markup:
 
 
 def when(seconds: float) -> str:
+    """Seconds since 1970 as a date and time in UTC."""
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 

@@ -75,6 +75,8 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
+    """What scoring a snapshot came to."""
+
     scores: dict[str, float]
     # network evaluations a sample took
     nfe: int

@@ -97,6 +97,8 @@ def _norm_of_heads(net: DiTArchitecture) -> nn.Module:
 
 
 class SwiGLU(nn.Module):
+    """Linear, SiLU of one half times the other, Linear: (B, T, width) (Shazeer 2020, arXiv 2002.05202)."""
+
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.up, self.down = nn.Linear(width, 2 * hidden), nn.Linear(hidden, width)

@@ -120,6 +120,8 @@ class ContextTokens(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
+    """Over `groups` groups of `width` channels, by default the architecture's number, with its source's epsilon."""
+
     def __init__(self, net: UNetArchitecture, width: int, groups: int = 0) -> None:
         super().__init__(groups or net.groups, width, eps=1e-6 if net.form == "edm" else 1e-5)
 

@@ -242,6 +242,7 @@ def record_key(images: int, protocol: Protocol) -> str:
 
 
 def record_path(run: RunFolder, key: str, attempt: int) -> Path:
+    """Where an attempt at the score of this key (`record_key`) leaves its record."""
     return run.evals / f"{key}.{attempt}.json"
 
 

@@ -30,6 +30,7 @@ def pin(place: Url, name: str) -> None:
 
 
 def unpin(place: Url, name: str) -> None:
+    """Lets retention delete a checkpoint or snapshot of the folder `place` again; nothing where it is not pinned."""
     storage.delete(_pin(place, name))
 
 
@@ -67,6 +68,7 @@ class Deleted:
 
 
 def deleted_record(run: RunFolder, images: int) -> Path:
+    """Where it is written why the snapshot at so many images was deleted."""
     return run.snapshots / DELETED / f"{image_folder(images)}.json"
 
 

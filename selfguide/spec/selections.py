@@ -51,6 +51,7 @@ class Selection:
 
 
 def selected_folder(run: RunFolder) -> Path:
+    """Where a run keeps the choices that it, or one of its snapshots, was chosen by."""
     return run.root / "selected"
 
 

@@ -160,6 +160,7 @@ def read_vectors(
 
 
 def part_name(rank: int) -> str:
+    """The file that a rank writes of a checkpoint."""
     return f"rank-{rank:05d}.safetensors"
 
 

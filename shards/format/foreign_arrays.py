@@ -35,6 +35,7 @@ def kind_of(image: str | None) -> str | None:
 
 
 def rule_of(kind: str) -> str:
+    """How arrays of this kind (`kind_of`) are decoded, and by which version: a part of what names decoded data."""
     return f"array {kind} webdataset-{importlib.metadata.version('webdataset')}"
 
 

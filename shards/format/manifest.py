@@ -308,6 +308,7 @@ def load(root: storage.Url, hash: str | None = None) -> Manifest:
 
 
 def manifest_name(hash: str) -> str:
+    """The file of the manifest with this sha256, in the folder of its data set."""
     return f"manifest-{hash[:12]}.json"
 
 
@@ -384,4 +385,5 @@ def _layout(name: str) -> Layout:
 
 
 def sha256_of(data: bytes) -> str:
+    """Hex sha256 of bytes."""
     return hashlib.sha256(data).hexdigest()

@@ -30,6 +30,8 @@ NO_LABEL = "none"
 
 
 class Store(Protocol):
+    """Where the bytes of inputs are; pickles, and opens what it reads when it first reads it."""
+
     def read(self, row: int) -> bytes:
         """The bytes of one input.
 

@@ -149,6 +149,7 @@ class Zipped(Lazy):
 
 
 def is_zip(root: str) -> bool:
+    """Whether a path is a zip file, by its name or its content."""
     place = Path(root)
     return place.is_file() and (place.suffix.lower() == ".zip" or zipfile.is_zipfile(place))
 

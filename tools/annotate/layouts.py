@@ -38,6 +38,7 @@ POSITIONS = (
 
 
 def add_net(parser: argparse.ArgumentParser, short: str) -> None:
+    """The flags that `look` reads; `short` says in words how large the net sees an image by default."""
     name = "timm's name, such as vit_small_patch16_224.dino"
     flags.add(
         parser,

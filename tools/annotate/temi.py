@@ -73,6 +73,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def config_of(options: argparse.Namespace, groups: int) -> TemiConfig:
+    """The settings of a fit to so many groups, as the flags of `add_settings` give them."""
     flags.check_least(options, 1, "processes")
     typed = {name: getattr(options, name) for name in _typed(options)}
     if not options.short_memory:

@@ -155,6 +155,11 @@ def grouping_of(
     labels: NDArray[np.int64] | None,
     options: argparse.Namespace,
 ) -> Grouping:
+    """The groups of the annotation, else of the labels that the run was trained on, else of its prototypes.
+
+    Raises:
+        UserError: features are given for other groups than an annotation's; or what makes the groups raises it.
+    """
     asked = options.features
     features = None if asked is None else sidecar.read(asked, manifest=manifest.hash)
     if found is not None:

@@ -18,6 +18,7 @@ from tools import flags
 
 
 def add_order(parser: argparse.ArgumentParser) -> None:
+    """The flags that fix the order of samples in a run; `order_of` reads them."""
     flags.add(
         parser,
         ("--seed", int, 0, "seed of the run (default 0)"),
@@ -27,6 +28,7 @@ def add_order(parser: argparse.ArgumentParser) -> None:
 
 
 def order_of(options: argparse.Namespace, manifest: Manifest) -> Order:
+    """The order of a run with these flags over this data set."""
     return Order(
         count=manifest.count,
         seed=options.seed,

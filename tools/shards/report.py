@@ -78,6 +78,7 @@ def written(manifest: Manifest, root: str, new: bool, verb: str = "wrote") -> st
 
 
 def summary(manifest: Manifest) -> dict[str, object]:
+    """What there is to say of a data set, by name: what `stats` prints."""
     payload = int(manifest.blocks["bytes"].sum())
     stored = sum(shard.bytes for shard in manifest.shards)
     histogram = manifest.label_histogram
@@ -126,6 +127,7 @@ def changed(counts: ScanCounts) -> str:
 
 
 def line(manifest: Manifest) -> str:
+    """A data set in one line: samples, shape, shards, size."""
     shape, stored = (
         " x ".join(map(str, manifest.shape)),
         sum(shard.bytes for shard in manifest.shards),
@@ -135,14 +137,17 @@ def line(manifest: Manifest) -> str:
 
 
 def tars(count: int) -> str:
+    """The number of tars in words: 1 shard, 2 shards."""
     return f"{count:,} shard{'' if count == 1 else 's'}"
 
 
 def size(count: int) -> str:
+    """Bytes as MB or GB, powers of ten."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
 
 
 def watch(doing: str) -> Callable[[Iterable[T], int], Iterable[T]]:
+    """A progress bar called `doing`, as writers and verifiers take one."""
     return lambda items, total: cli.track(items, total, doing)
 
 

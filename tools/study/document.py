@@ -19,12 +19,16 @@ img { max-width: 100%; image-rendering: pixelated; }
 
 @dataclass(frozen=True)
 class Heading:
+    """A heading of a report; level 1 is its title."""
+
     text: str
     level: int = 2
 
 
 @dataclass(frozen=True)
 class Paragraph:
+    """A paragraph of a report."""
+
     text: str
 
 
@@ -37,6 +41,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
+    """A picture of a report, with the text that stands for it where it is not shown."""
+
     file: Path
     text: str
 

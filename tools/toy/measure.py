@@ -128,6 +128,7 @@ def trajectories(learned: Learned, noise: Tensor, steps: int = 80) -> tuple[Tens
 
 
 def denoiser_of(learned: Learned, count: int) -> Denoiser:
+    """The trained network as samplers see it, for `count` points, unguided."""
     config = learned.config
     return Denoiser(
         learned.net,
