@@ -110,7 +110,7 @@ def collectives() -> int | None:
 
 
 def leave() -> None:
-    """Without it gloo processes abort now and then at exit."""
+    """Leaves the process group, if there is one; without it gloo processes abort now and then at exit."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
