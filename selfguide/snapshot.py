@@ -50,14 +50,14 @@ class Snapshot:
 
     @property
     def conditioned(self) -> bool:
-        """Whether the student was conditioned on anything yet; manifests call it so since the first version."""
+        """Whether the student was conditioned on anything yet; manifests have it as `told` since the first version."""
         return self.guidance["told"]
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Of the labels that it was trained on, from 0; empty where they are not known, or it knows no labels.
 
-        Snapshots of before they were kept take them from the data, where these are at hand and still the same.
+        Snapshots from before they were kept take them from the data, where these are at hand and still the same.
         """
         if self.guidance["source"] != "labels":
             return ()

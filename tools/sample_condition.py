@@ -44,7 +44,7 @@ def condition_of(
     if options.row is not None:
         each = -(-options.count // len(options.row))
         return queries.rows(snapshot, torch.tensor(options.row).repeat_interleave(each), others)
-    if options.between and queries.told_features(snapshot):
+    if options.between and queries.conditioned_on_features(snapshot):
         return queries.between_images(snapshot, _ordinals(options.between), options.count, others)
     if options.between:
         first, second = (naming.number(text) for text in options.between)
@@ -60,7 +60,7 @@ def condition_of(
         ids = torch.tensor([naming.number(text) for text in options.group])
     elif options.like:
         images = query_images(snapshot, codec, options.like, others)
-        if conditions_each_patch(snapshot) and snapshot.guidance["told"]:
+        if conditions_each_patch(snapshot) and snapshot.conditioned:
             each = -(-options.count // len(images))
             numbers = torch.arange(len(images)).repeat_interleave(each)
             return patch_layout(snapshot, images.repeat_interleave(each, 0), numbers)

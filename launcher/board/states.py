@@ -91,7 +91,7 @@ def _without_score(run: Run, protocol: str | None, status: str) -> tuple[Evaluat
     return tuple(
         r
         for (images, key), r in found.items()
-        # records of before name no protocol where they failed
+        # earlier records name no protocol where they failed
         if ((images, key) not in scored if key else images not in every)
     )
 

@@ -364,7 +364,7 @@ def unscored(view: RunView, config: Config | None = None) -> tuple[int, ...]:
     if config is None:
         settled = {record.images for record in known}
         return tuple(images for images in view.published if images not in settled)
-    # records of before have keys of their own; of these, failures have no protocol's either
+    # earlier records have keys of their own; of these, failures have no protocol's either
     keys = {record.key for record in known}
     scores = {(record.images, record.protocol_key) for record in known}
 
@@ -396,7 +396,7 @@ def skipped(view: RunView) -> tuple[int, ...]:
 
 
 def _without_score(view: RunView, status: str) -> tuple[int, ...]:
-    # of a run with several protocols each is one; records of before name none where they failed
+    # of a run with several protocols each is one; earlier records name none where they failed
     several = view.config is not None and len(view.config.scored_by) > 1
 
     def which(record: EvaluationRecord) -> set[tuple[int, str]]:

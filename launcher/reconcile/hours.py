@@ -396,7 +396,7 @@ def _job_of_nothing(
 
 
 def _units(job: JobView, gpus: bool) -> int:
-    """GPUs of a job, or its ranks in a run that has none; records of before do not name GPUs."""
+    """GPUs of a job, or its ranks in a run that has none; earlier records do not name GPUs."""
     ranks = int(job.record["nodes"] * job.record["tasks"])
     return int(job.record.get("gpus", ranks)) if gpus else ranks
 

@@ -37,7 +37,7 @@ class Known:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One attempt of before, and how near it is to what is planned."""
+    """One earlier attempt, and how near it is to what is planned."""
 
     # 0: of this run, 1: of one that trains the same, 2: of another on the same cluster
     distance: int

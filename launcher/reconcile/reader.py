@@ -193,7 +193,7 @@ class RunReader:
             },
             successor=self.known.get(at.successor),
             cancelled=at.cancelled.name in names,
-            # a record of before does not say; then all was asked to end and nothing is known to be left
+            # an earlier record does not say; then all was asked to end and nothing is known to be left
             cancel_asked=float(cancelled.get("time", 0.0)),
             cancel_done=at.cancelled.name in names and bool(cancelled.get("done", True)),
             cancel_by=str(cancelled.get("by", "")),
@@ -205,7 +205,7 @@ class RunReader:
             else None,
             resumed_from=parse.began_from(progress),
             starts=frozenset(starts),
-            # start records of before do not name their node
+            # earlier start records do not name their node
             nodes={rank: str(each["node"]) for rank, each in begins.items() if "node" in each},
             exits=exits,
             begins=begins,

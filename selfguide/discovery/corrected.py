@@ -1,6 +1,6 @@
 """Settings that were corrected to their source's value when annotations made under another one existed already.
 
-An annotation that was begun before is continued under the old values, and a record of before is read by them: a field
+An annotation that was begun before is continued under the old values, and an earlier record is read by them: a field
 that came with a correction has `Neutral(old)`, as in a run's config, and leaves no trace there; one whose default moved
 has `Was(old)`.
 """

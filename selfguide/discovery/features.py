@@ -186,7 +186,7 @@ class TimmFeatures:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        # timm's view is that of before there were others; where the whole image is seen its size may be any
+        # timm's view is the one from before there were others; where the whole image is seen its size may be any
         seen = self.vit.provenance_at_any_size | {"view": self.view}
         said = {
             **(self.vit.provenance if self.view == "timm" else seen),

@@ -44,7 +44,7 @@ class FrozenViT(FrozenNet):
 
     @property
     def provenance_at_any_size(self) -> dict[str, Any]:
-        """The same of images of any size; those of before have timm's positions and do not say so."""
+        """The same of images of any size; earlier records have timm's positions and do not say so."""
         said = {} if self.positions == "timm" else {"positions": self.positions}
         return self.provenance | said
 

@@ -113,7 +113,7 @@ def between(snapshot: Snapshot, first: int, second: int, count: int) -> Conditio
     return Condition.of(multi_hot=torch.lerp(from_, to, way[:, None]))
 
 
-def told_features(snapshot: Snapshot) -> bool:
+def conditioned_on_features(snapshot: Snapshot) -> bool:
     """Whether the student is conditioned on a vector for each image, and on nothing else."""
     kinds = {each["kind"] for each in snapshot.guidance.get("sidecars", {}).values()}
     return snapshot.conditioned and kinds == {"dense"}

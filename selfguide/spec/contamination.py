@@ -62,7 +62,7 @@ def uses(
 ) -> tuple[NetUse, ...]:
     """What a snapshot's manifest says of the nets behind its guidance, and behind the weights that it began from.
 
-    Snapshots of before name no nets.
+    Earlier snapshots name no nets.
 
     Args:
         selected: name and sha256 of nets by whose scores this model was chosen among others; no manifest knows.

@@ -1,4 +1,4 @@
-"""Choices that were corrected: runs and snapshots of before keep what the choice meant then, and say so.
+"""Choices that were corrected: earlier runs and snapshots keep what the choice meant then, and say so.
 
 A correction is a field that came later (`laws.Neutral`), so an old config holds its neutral value whether the file
 names it or not; or, of a sampler, which is no part of a run's identity, another value than before. What tells a config
@@ -80,7 +80,7 @@ CORRECTIONS: tuple[Correction, ...] = (
 
 
 def kept_from_before(config: Config) -> Iterator[str]:
-    """A sentence for each corrected choice of which `config` keeps a value of before that changes something here."""
+    """A sentence for each corrected choice of which `config` keeps an earlier value that changes something here."""
     for each in CORRECTIONS:
         group = getattr(config, each.group)
         if any(getattr(group, name, None) != value for name, value in each.known_by.items()):

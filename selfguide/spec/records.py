@@ -264,7 +264,7 @@ def parts_path(run: RunFolder, key: str, snapshot_sha256: str) -> Path:
 class EvaluationRecord:
     """What one evaluation attempt of one snapshot came to; written once.
 
-    Records of before have no protocol where the job failed, and then an empty `protocol_key`.
+    Earlier records have no protocol where the job failed, and then an empty `protocol_key`.
     """
 
     # skipped: nothing was tried, and `message` says why

@@ -207,7 +207,7 @@ def load(folder: Path, state: State, rank_info: RankInfo) -> None:
     state.averages.since = manifest["ema_since"]
     state.images = manifest["images"]
     state.origin = manifest["origin"]
-    kept = manifest.get("accounts")  # checkpoints of before had none
+    kept = manifest.get("accounts")  # earlier checkpoints had none
     state.audits = None if kept is None else tuple(kept)
     state.stability.load(manifest.get("stability"), state.images)
     with torch.no_grad():
@@ -223,7 +223,7 @@ def averages_in(
 ) -> tuple[Sequence[str], Sequence[str], Sequence[Sequence[Range]]]:
     """Keys of the averages that a checkpoint holds, their names in its files, and the ranges of each file."""
     keys = manifest.get("averages")
-    if keys is None:  # a checkpoint of before numbered the averages, and a rank had one range
+    if keys is None:  # an earlier checkpoint numbered the averages, and a rank had one range
         keys = [str(halflife) for halflife in manifest["ema_halflives"]]
         names = [f"ema-{index}" for index in range(len(keys))]
         return keys, names, [[tuple(each)] for each in manifest["ranges"]]
@@ -240,7 +240,7 @@ def _difference(manifest: Mapping[str, Any], layout: Layout) -> str | None:
     for index, name in enumerate(layout.names):
         if name not in held:
             return f"it lacks {name}, which this model has"
-        # those of before kept no shapes
+        # earlier ones kept no shapes
         theirs = manifest["shapes"][held.index(name)] if "shapes" in manifest else None
         if theirs is not None and tuple(theirs) != layout.shapes[index]:
             return f"{name} is {tuple(theirs)} there and {layout.shapes[index]} here"

@@ -93,7 +93,7 @@ class Stability:
         return {**counts, "recent": self.recent, "losses": self.losses, "good": self.good}
 
     def load(self, plain: Mapping[str, Any] | None, images: int) -> None:
-        """From the manifest of a checkpoint at so many images; those of before hold none, or no `good`."""
+        """From the manifest of a checkpoint at so many images; earlier ones hold none, or no `good`."""
         self.good = images if plain is None else int(plain.get("good", images))
         if plain is not None:
             self.steps, self.skipped, self.longest, self.row = (

@@ -75,7 +75,7 @@ def open_checkpoint(folder: Path) -> Stored:
     if "shapes" in manifest:
         layout = Layout.of_shapes(manifest["names"], manifest["shapes"])
         return Stored(folder, manifest, layout, frozenset(manifest["persistent"]))
-    # one of before says neither shapes nor which buffers are kept, so its model is built
+    # an earlier one says neither shapes nor which buffers are kept, so its model is built
     run = RunFolder(folder.resolve().parent.parent)
     config = read_config(run.attempt(manifest["attempt"]) / "config.yaml")
     student = build_student(config, config.seed)

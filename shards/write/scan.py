@@ -163,7 +163,7 @@ def _urls(root: storage.Url, listing: Listing) -> list[str]:
 
 
 def _look_rule(listing: Listing) -> str:
-    """How inputs are looked at. Parts of before all `TRAITS` were recorded have other names, and are made anew."""
+    """How inputs are looked at. Parts from before all `TRAITS` were recorded have other names, and are made anew."""
     decode = listing.decode
     if not isinstance(decode, Picture):
         return decode.rule

@@ -1,4 +1,4 @@
-"""Annotations that were begun under settings of before a correction are continued under them, and say so."""
+"""Annotations that were begun under settings from before a correction are continued under them, and say so."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def as_published(options: argparse.Namespace) -> dict[str, Any]:
-    """What of SGDM's code was asked for; records of before say nothing of it.
+    """What of SGDM's code was asked for; earlier records say nothing of it.
 
     Raises:
         UserError: it was asked for with flags that it does not go with.

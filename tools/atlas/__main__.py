@@ -199,7 +199,7 @@ def samples_of(
     options: argparse.Namespace,
 ) -> dict[int, Tensor] | None:
     """Images of each group that may be drawn, of the same noise for all; None of an unconditional run."""
-    if snapshot is None or not snapshot.guidance["told"] or samples_training_rows(snapshot):
+    if snapshot is None or not snapshot.conditioned or samples_training_rows(snapshot):
         return None
     sampler = snapshot.config.sampler
     if options.g is not None:
@@ -226,7 +226,7 @@ def _facts(
     ]
     if snapshot is not None:
         facts.append(("saw labels", "yes" if snapshot.saw_labels else "no"))
-        if snapshot.config.guidance.learns_online and not snapshot.guidance["told"]:
+        if snapshot.config.guidance.learns_online and not snapshot.conditioned:
             facts.append(("samples", "none: the second stage had not begun"))
     if naming.names or naming.banned:
         facts.append(("named, banned", f"{len(naming.names)}, {len(naming.banned)}"))

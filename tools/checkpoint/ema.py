@@ -231,7 +231,7 @@ def _key(file: str) -> str | None:
 
 
 def _since(manifest: Mapping[str, Any], folder: Path) -> int:
-    """Images at which the averages of a snapshot began; those of before do not say, and their configs do."""
+    """Images at which the averages of a snapshot began; earlier ones do not say, and their configs do."""
     if "ema_since" in manifest:
         return int(manifest["ema_since"])
     config = read_config(folder / CONFIG)

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def describe(folder: Url) -> Mapping[str, Any]:
-    """What the manifest of a checkpoint says; None for what it does not know, as manifests of before do not."""
+    """What the manifest of a checkpoint says; None for what it does not know, as earlier manifests do not."""
     place, _, name = os.fspath(folder).rpartition("/")
     row: dict[str, Any] = {"checkpoint": name, **dict.fromkeys(_COLUMNS)}
     row["pinned"] = name in pinned(place)

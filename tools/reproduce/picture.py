@@ -40,7 +40,7 @@ def finished(row: Row, words: Sequence[str]) -> Finished:
     Raises:
         UserError: it has no score of its last snapshot.
     """
-    # a run of before keeps what it was scored by
+    # an earlier run keeps what it was scored by
     found = prepare(meant(resolve(words)))
     run, config = found.run, found.config
     images = config.train.images
