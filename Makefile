@@ -83,7 +83,7 @@ compare-latents: emoji-latents ## emoji_dit against emoji_uncond and emoji_class
 	@python -m tools.compare --data emoji --seeds 0 1 --figure runs/compare-emoji.png
 	@python -m launcher.board
 
-bench: install ## every benchmark suite, variants in turn
+bench: install-dev ## every benchmark suite, variants in turn, beside other packages
 	@python -m tools.bench
 
 cluster-up: install ## a real Slurm cluster of four nodes on this machine

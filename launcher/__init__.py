@@ -1,4 +1,4 @@
-"""Schedules and shows: submit, attempt, watch, runs, logs, cancel, board. Never imports torch, except in a job."""
+"""Submits runs to this machine or to Slurm, goes on with them, and shows them. Imports torch in a job alone."""
 
 import contextlib
 import os

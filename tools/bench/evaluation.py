@@ -23,6 +23,7 @@ from selfguide.evaluation.features.inception import Inception
 from selfguide.evaluation.features.net import FeatureNet
 from selfguide.evaluation.metrics.frechet import Reference, distance, frechet
 from selfguide.evaluation.metrics.moments import BLOCKS, Array, Moments
+from shards.errors import UserError
 from tools.bench import board
 from tools.bench.harness import Row, Variant, measure
 
@@ -98,10 +99,19 @@ def nets() -> list[FeatureNet]:
 def packages(
     mean1: Array, covariance1: Array, mean2: Array, covariance2: Array
 ) -> dict[str, Callable[[], float]]:
-    """Calls that give the distance as other packages compute it."""
-    from cleanfid.fid import frechet_distance
-    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
-    from torchmetrics.image.fid import _compute_fid
+    """Calls that give the distance as other packages compute it.
+
+    Raises:
+        UserError: one of them is not installed.
+    """
+    try:
+        from cleanfid.fid import frechet_distance
+        from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+        from torchmetrics.image.fid import _compute_fid
+    except ImportError as error:
+        raise UserError(
+            f"this suite times other packages' distances ({error}): pip install 'selfguide[dev]'"
+        ) from error
 
     one, other = ({"mu": m, "sigma": s} for m, s in ((mean1, covariance1), (mean2, covariance2)))
     tensors = [torch.from_numpy(x) for x in (mean1, covariance1, mean2, covariance2)]
