@@ -75,7 +75,6 @@ IMPORT_TORCH = {
         "tools.same",
         "tools.spacing",
         "tools.toy",
-        "tools.weights",
     ),
 }
 COMMANDS = [

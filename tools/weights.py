@@ -12,15 +12,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
-from selfguide.networks.official import release
 from selfguide.spec.official import FORMS
 from shards import cli, storage
 from shards.errors import UserError
 from tools import flags
-from tools.sample_run import load_snapshot
 
 EPILOG = """examples:
   python -m tools.weights export RUN --form dit --out dit.pt
@@ -32,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = flags.command("tools.weights", __doc__, epilog=EPILOG)
     flags.add(
         parser,
-        ("verb", ("export",), None, "export: write them"),
+        ("verb", ("export",), None, "write the file"),
         ("run RUN", str, None, flags.RUN),
-        ("--form", tuple(FORMS), flags.REQUIRED, "whose files"),
+        ("--form", tuple(FORMS), flags.REQUIRED, "whose names and shapes the file has"),
         ("--out FILE", str, flags.REQUIRED, "a new .pt or .safetensors"),
         ("--images N", int, None, "the snapshot at N images seen (default: the newest)"),
         ("--ema I", int, 0, "index of the average, from 0 (0)"),
@@ -51,6 +46,13 @@ def export(options: argparse.Namespace) -> int:
         raise UserError(f"--out {out}: name a .pt or .safetensors")
     if out.exists():
         raise UserError(f"--out {out}: there is such a file already; name another")
+    # torch takes seconds to import: not for help or a mistake
+    import torch
+    from safetensors.torch import save_file
+
+    from selfguide.networks.official import release
+    from tools.sample_run import load_snapshot
+
     snapshot, folder = load_snapshot(options.run, options.runs, options.images, options.ema)
     try:
         weights = release(snapshot.student.backbone, options.form)
