@@ -1,11 +1,13 @@
 """The suite that times the Frechet distance times calls that agree."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 
 from selfguide.evaluation.metrics.frechet import distance
+from shards.errors import UserError
 from tools.bench import __main__ as command
 from tools.bench import board, evaluation
 
@@ -31,3 +33,11 @@ def test_the_evaluation_suite_times_every_package_on_the_same_numbers(
         [distance(np.zeros(3), np.eye(3), np.ones(3), 4 * np.eye(3))] * 3
     )
     assert values == pytest.approx([6] * 3)
+
+
+def test_a_package_that_is_not_installed_is_named_with_its_cure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch_fidelity.metric_fid", None)
+    with pytest.raises(UserError, match=r"torch_fidelity.*pip install 'selfguide\[dev\]'"):
+        evaluation.packages(np.zeros(3), np.eye(3), np.ones(3), 4 * np.eye(3))
