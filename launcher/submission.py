@@ -396,7 +396,8 @@ def check_files(config: Config, manifest: Manifest) -> tuple[str, ...]:
 
 
 def check_store(store: str | None) -> None:
-    """
+    """Returns when the store of checkpoints, an s3:// prefix or None, can be reached; writes nothing there.
+
     Raises:
         UserError: the place that checkpoints are to be copied to cannot be reached.
     """

@@ -115,7 +115,8 @@ def _as_os_error(error: Exception) -> OSError:
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """
+    """Returns when every number is finite; `where` begins the error, and says whose they are.
+
     Raises:
         UserError: the first tensor with a NaN or an infinity.
     """

@@ -121,7 +121,8 @@ def finite(text: str) -> float:
 
 
 def check_image_seed(options: argparse.Namespace, count: int) -> None:
-    """
+    """Returns where each of `count` images from --seed on has a seed of its own.
+
     Raises:
         UserError: of `count` images, whose seeds are --seed and those that follow, one has no signed 64-bit seed.
     """
@@ -145,7 +146,8 @@ def moved(net: Any, device: Any, *more: Any) -> Any:
 
 
 def check_least(options: argparse.Namespace, least: int, *names: str) -> None:
-    """
+    """Returns where the options called `names` are `least` or more, or not given.
+
     Raises:
         UserError: one of these options is given, and below `least`.
     """

@@ -111,7 +111,8 @@ def lower(used: Callable[[int], int], over: Sequence[int], *, limit: int) -> Low
 
 
 def check_over(over: Sequence[int], *, limit: int) -> None:
-    """
+    """Returns when `lower` can be called with these.
+
     Raises:
         UserError: what `lower` refuses.
     """
@@ -125,7 +126,8 @@ def check_over(over: Sequence[int], *, limit: int) -> None:
 
 
 def check(*, limit: int, alpha: float, start: int, finer: int) -> None:
-    """
+    """Returns when `search` can be called with these.
+
     Raises:
         UserError: what `search` refuses.
     """

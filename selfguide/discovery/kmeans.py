@@ -98,7 +98,8 @@ def kmeans(
 def check(
     samples: int, groups: int, iterations: int, restarts: int, spherical: bool, normalise: bool
 ) -> None:
-    """
+    """Returns when a fit to so many samples can have these settings.
+
     Raises:
         UserError: settings that no fit has; names the setting, its value and the cure.
     """

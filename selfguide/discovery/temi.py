@@ -77,7 +77,8 @@ class TemiConfig:
         return highest * min(1.0, (step + 1) / warm)
 
     def check(self, count: int) -> None:
-        """
+        """Returns when these are settings of a fit to `count` images.
+
         Raises:
             UserError: settings that `count` images cannot be fitted with.
         """

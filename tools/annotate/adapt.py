@@ -128,7 +128,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def settings(options: argparse.Namespace) -> DinoConfig:
-    """
+    """The settings of a fit, as the flags give them.
+
     Raises:
         UserError: a value out of range, or a file of another kind.
     """

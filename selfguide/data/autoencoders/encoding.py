@@ -96,7 +96,8 @@ class EncodedSource:
 
     @staticmethod
     def of(root: str, encoding: Encoding, device: str = "auto") -> EncodedSource:
-        """
+        """The latents of the images at `root`, a folder or s3:// prefix of shards; `device` is where they are made.
+
         Raises:
             UserError: no images at `root`, images that the autoencoder cannot encode, or no weights.
         """
