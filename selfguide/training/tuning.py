@@ -51,9 +51,9 @@ class Tuning:
         if newest <= self.settled:
             return False
         run, attempt = self._lease.run, self._lease.number
-        asked = on_rank_0(lambda: tuning.requests(run, self.settled)[: newest - self.settled])
+        asked = on_rank_0(lambda: tuning.requests(run, self.settled))
         stop = False
-        for each in asked:
+        for each in (each for each in asked if each["number"] <= newest):
             settings: dict[str, Any] = each["settings"]
             self.log_every = settings.get("log_every", self.log_every)
             if "trace" in settings and self._rank == 0:
@@ -62,7 +62,12 @@ class Tuning:
                 save()
             stop |= settings.get("stop", False)
             number = each["number"]
-            if self._rank == 0:
+            if self._rank == 0 and each["refused"]:
+                log.warning(
+                    f"request {number} at {images:,} images asks for nothing: {each['refused']}. "
+                    "launcher.tune writes those that do"
+                )
+            elif self._rank == 0:
                 log.info(f"request {number} at {images:,} images: {_typed(settings)}")
             on_rank_0(partial(tuning.record_applied, run, number, attempt, images))
         self.settled = newest

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from launcher import tune
 from selfguide.distributed import RankInfo
 from selfguide.spec import tuning
 from selfguide.spec.rank_status import Preempted
@@ -87,6 +88,46 @@ def test_a_request_is_applied_once_and_a_cadence_outlives_its_attempt(tmp_path: 
     assert second.newest() == 3 and not second.apply(3, 256, save)
     tuning.ask(run, 2, {"stop": True})
     assert second.apply(4, 320, save)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("{", "cannot be read"),
+        ("", "cannot be read"),
+        ('"text"', "names no attempt"),
+        ("[1]", "names no attempt"),
+        ('{"log_every": 64}', "names no attempt"),
+        ('{"attempt": 1, "settings": {"log_evry": 64}}', "did you mean 'log_every'"),
+        ('{"attempt": 1, "settings": {"log_every": 0}}', "log_every=0 is nothing"),
+        ('{"attempt": 1, "settings": {"log_every": "64"}}', "log_every='64' is nothing"),
+        ('{"attempt": 1, "settings": {"trace": 5, "save": "now"}}', "save='now' is nothing"),
+        ('{"attempt": 1, "settings": {"trace": 1000000}}', "too many steps"),
+    ],
+)
+def test_a_request_that_was_written_by_hand_and_is_none_stops_no_training(
+    tmp_path: Path, written: str, said: str, caplog: pytest.LogCaptureFixture, capsys: Any
+) -> None:
+    run, save = RunFolder(tmp_path), Saved()
+    run.attempt(1).mkdir(parents=True)
+    tuned = Tuning(Lease(run, 1), RankInfo(0, 0, 1), 640)
+    (tmp_path / "tune").mkdir()
+    (tmp_path / "tune" / "0001.json").write_text(written)
+    # beside it what is no request at all, one that an editor numbered, and one that is well
+    for name in ("0001", "2.json", "99999999999.json", "notes.json"):
+        (tmp_path / "tune" / name).write_text("?")
+    (tmp_path / "tune" / "70000000.json").write_text('{"attempt": 1, "settings": {"save": true}}')
+    assert tuning.ask(run, 1, {"log_every": 128}) == 70_000_001
+    assert not tuned.apply(tuned.newest(), 64, save)
+    assert tuned.log_every == 128 and save.count == 1 and tuned.trace._profile is None
+    assert "request 1 at 64 images asks for nothing" in caplog.text and said in caplog.text
+    found = tuning.requests(run)
+    assert [each["number"] for each in found] == [1, 70_000_000, 70_000_001]
+    assert all(each["applied"]["images"] == 64 for each in found)
+    tune._list(run, as_json=False)
+    assert f"refused: {found[0]['refused']}" in capsys.readouterr().out
+    # a later attempt goes on behind all of them
+    assert Tuning(Lease(run, 2), RankInfo(0, 0, 1), 640).settled == 70_000_001
 
 
 class Ready:
