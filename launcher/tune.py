@@ -64,6 +64,9 @@ def _list(run: RunFolder, *, as_json: bool) -> int:
     for each in found:
         applied = each["applied"]
         when = f"applied at {applied['images']:,} images" if applied else "not applied"
+        if each["refused"]:
+            print(f"{each['number']:>4}  refused: {each['refused']}")
+            continue
         print(f"{each['number']:>4}  attempt {each['attempt']}  {_typed(each['settings'])}  {when}")
     if not found:
         print("nothing was asked")

@@ -7,6 +7,7 @@ takes everything.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,10 +124,11 @@ def advise(history: Sequence[Line]) -> list[Advice]:
 
 
 def recorded(metrics: Path) -> list[Advice]:
-    """What was said in a run so far, by all attempts."""
+    """What was said in a run so far, by all attempts; without lines that a node has torn as it went down."""
     found = []
     for path in sorted(metrics.glob("advice-*.jsonl")):
-        for text in path.read_text().splitlines():
-            said = json.loads(text)
-            found.append(Advice(name=said["name"], images=said["images"], text=said["text"]))
+        for text in path.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                said = json.loads(text)
+                found.append(Advice(name=said["name"], images=said["images"], text=said["text"]))
     return found

@@ -57,6 +57,8 @@ KEYS: Mapping[str, Callable[[str, int], Any]] = {
     "save": _word("save", "now"),
     "stop": _word("stop", "after_save"),
 }
+# of these, what is asked for is a whole number from 1 on; of the others true
+_NUMBERS = frozenset({"log_every", "trace"})
 
 
 def parse(words: Sequence[str], batch: int) -> dict[str, Any]:
@@ -90,20 +92,67 @@ def ask(run: RunFolder, attempt: int, settings: Mapping[str, Any]) -> int:
 
 def newest(run: RunFolder) -> int:
     """Number of the newest request; 0 where there is none."""
-    names = (name.removesuffix(".json") for name in names_in(run.root / "tune"))
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    return max(_numbers(run), default=0)
 
 
 def requests(run: RunFolder, after: int = 0) -> list[dict[str, Any]]:
-    """Requests by number, those beyond `after`: `number`, `attempt`, `settings`, `time`, and `applied` or None."""
+    """Requests by number, those beyond `after`.
+
+    Each has `number`, `attempt`, `settings`, `time`, `refused`, None or why it asks for nothing, and `applied`, what
+    became of it, or None.
+    """
     found = []
-    for number in range(after + 1, newest(run) + 1):
-        record = read_record(_request(run, number))
-        if record is not None:
-            found.append(
-                {"number": number, **record, "applied": read_record(_applied(run, number))}
-            )
+    for number in _numbers(run):
+        request = _read(_request(run, number)) if number > after else None
+        if request is not None:
+            applied = read_record(_applied(run, number))
+            found.append({"number": number, **request, "applied": applied})
     return found
+
+
+def _numbers(run: RunFolder) -> list[int]:
+    """Of the requests that are there, ascending; other names are none."""
+    stems = [Path(name).stem for name in names_in(run.root / "tune") if name.endswith(".json")]
+    # ranks tell each other the newest one as a number of 32 bits
+    found = [int(stem) for stem in stems if stem.isascii() and stem.isdigit() and len(stem) < 10]
+    return sorted({number for number in found if number and f"{number:04d}" in stems})
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A request; None where there is none. One that was written by hand may be anything, and must stop no training."""
+    refused = {"attempt": 0, "settings": {}, "time": None}
+    try:
+        record: Any = read_record(path)
+    except (OSError, ValueError) as error:
+        return {**refused, "refused": f"it cannot be read: {error}"}
+    if record is None:
+        return None
+    if why := _wrong(record):
+        return {**refused, "refused": why}
+    settings, when = record["settings"], record.get("time")
+    return {"attempt": record["attempt"], "settings": settings, "time": when, "refused": None}
+
+
+def _wrong(record: Any) -> str | None:
+    """Why a record is none that `ask` writes; None where it is."""
+    record = record if isinstance(record, dict) else {}
+    settings = record.get("settings")
+    if not (_is_whole(record.get("attempt")) and isinstance(settings, dict)):
+        return "it names no attempt, or no settings"
+    for key, value in settings.items():
+        try:
+            check_known("setting", key, list(KEYS))
+        except UserError as error:
+            return str(error)
+        if not (_is_whole(value) if key in _NUMBERS else value is True):
+            return f"{key}={value!r} is nothing that could be asked"
+    if settings.get("trace", 0) > LONGEST_TRACE:
+        return f"trace={settings['trace']} is too many steps"
+    return None
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def record_applied(run: RunFolder, number: int, attempt: int, images: int) -> None:

@@ -162,7 +162,8 @@ def _check_engine(config: Config) -> None:
     """Combinations of engine, stage, precision and optimiser that would train wrongly, or not at all."""
     engine, stage = config.engine, f"engine.zero_stage={config.engine.zero_stage}"
     if engine.backend == "torch":
-        if engine.zero_stage in (0, 3):
+        # 1 is the default, which nobody need have asked for
+        if engine.zero_stage != 1:
             raise UserError(
                 f"{stage} is DeepSpeed's, and engine.backend=torch holds everything on every rank; drop it, or take "
                 "engine.backend=deepspeed"

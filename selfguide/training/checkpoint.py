@@ -6,7 +6,7 @@ and data order are functions of the image count, so the count is all that has to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,9 @@ def load(folder: Path, state: State, rank_info: RankInfo) -> None:
     if manifest is None:
         raise RuntimeError(f"{folder} is not a complete checkpoint")
     engine, held = state.engine, load_file(folder / REPLICATED)
-    difference = _difference(manifest, engine.layout) or _other_buffer(held, engine.module)
+    difference = _difference(manifest, engine.layout) or _other_buffer(
+        held, engine.module, manifest.get("persistent", ())
+    )
     if difference is not None:
         raise UserError(
             f"{folder} was written by another model: {difference}. Resume it by its own config, or submit this one "
@@ -252,15 +254,22 @@ def _difference(manifest: Mapping[str, Any], layout: Layout) -> str | None:
     return None
 
 
-def _other_buffer(held: Mapping[str, Tensor], module: nn.Module) -> str | None:
-    """The first buffer of this model that a checkpoint lacks, or holds in another shape; None where there is none."""
+def _other_buffer(
+    held: Mapping[str, Tensor], module: nn.Module, persistent: Iterable[str] = ()
+) -> str | None:
+    """The first buffer of this model that a checkpoint lacks, or holds in another shape; None where there is none.
+
+    So is one of those that it calls `persistent` and this model has not.
+    """
     for name, buffer in module.named_buffers():
         theirs = held.get(f"buffer.{name}")
         if theirs is None:
             return f"it lacks the buffer {name}, which this model has"
         if theirs.shape != buffer.shape:
             return f"{name} is {tuple(theirs.shape)} there and {tuple(buffer.shape)} here"
-    return None
+    known = {name for name, _ in module.named_buffers()}
+    more = next((name for name in persistent if name not in known), None)
+    return more and f"it holds the buffer {more}, which this model lacks"
 
 
 def _persistent(module: nn.Module) -> set[str]:

@@ -195,11 +195,11 @@ def save_checkpoint(job: Training, epochs: Epochs, *, wait: bool) -> bool:
     One that all `wait` for, as for the last of an attempt, is written here, behind what the saver still has to write.
     """
     state, run, started = job.state, job.lease.run, time.monotonic()
-    folder, status, keep = run.checkpoint(state.images), job.telemetry.status, keeping(job)
+    folder, status = run.checkpoint(state.images), job.telemetry.status
     state.audits = epochs.carried()
     if job.saver is not None and not wait:
         status.enter("checkpoint")
-        job.saver.save(folder, state, keep)
+        job.saver.save(folder, state, lambda: keeping(job))
         status.enter("train")
         job.telemetry.wall.mark("checkpoint")
         return False
@@ -209,7 +209,7 @@ def save_checkpoint(job: Training, epochs: Epochs, *, wait: bool) -> bool:
     checkpoint.save(folder, state, job.rank_info, job.lease)
     job.telemetry.saved(state.images, time.monotonic() - started)
     if job.rank_info.rank == 0:
-        retention.prune(run.checkpoints, **keep)  # type: ignore[arg-type]
+        retention.prune(run.checkpoints, **keeping(job))  # type: ignore[arg-type]
     return True
 
 

@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,8 @@ class _Save:
     images: int
     # what its manifest says beside its files
     extra: dict[str, Any]
-    # the arguments of `retention.prune` behind it
-    keep: Mapping[str, int | None]
+    # returns the arguments of `retention.prune` behind it, asked when it is published: what must stay may have changed
+    keep: Callable[[], Mapping[str, int | None]]
     requests: Sequence[Mapping[str, Any]]
     # an event behind the copies that a device still makes, and what they are made of; None where all are made
     copied: Any
@@ -84,11 +84,14 @@ class Saver:
         self._group = group
 
     def save(
-        self, folder: Path, state: State, keep: Mapping[str, int | None] | None = None
+        self,
+        folder: Path,
+        state: State,
+        keep: Callable[[], Mapping[str, int | None]] | None = None,
     ) -> None:
         """Takes a snapshot that becomes the checkpoint in `folder`; waits while the one before it is being written.
 
-        `keep` is the arguments of `retention.prune` behind it: `retention.rules`, unless given.
+        `keep` returns the arguments of `retention.prune` behind it: those of `retention.rules`, unless given.
         """
         self.wait()
         began = time.monotonic()
@@ -96,7 +99,8 @@ class Saver:
             # an earlier attempt came as far, with the same numbers
             self._telemetry.saved(state.images, time.monotonic() - began)
             return
-        self._save = self._snapshot(folder, state, keep or retention.rules(self._train))
+        rules = keep or (lambda: retention.rules(self._train))
+        self._save = self._snapshot(folder, state, rules)
         self._save.seconds = time.monotonic() - began
         if self._save.copied is None:
             self._write(self._save)
@@ -144,7 +148,9 @@ class Saver:
         self.writer.close(wait=wait)
         self._memory.close()
 
-    def _snapshot(self, folder: Path, state: State, keep: Mapping[str, int | None]) -> _Save:
+    def _snapshot(
+        self, folder: Path, state: State, keep: Callable[[], Mapping[str, int | None]]
+    ) -> _Save:
         """Copies what this rank writes into the shared memory."""
         engine, rank_info = state.engine, self._rank_info
         vectors, first = checkpoint.kept_vectors(state), rank_info.rank == 0
@@ -270,7 +276,7 @@ class Saver:
             "folder": str(save.folder),
             "extra": save.extra,
             "parts": parts,
-            "keep": save.keep,
+            "keep": save.keep(),
         }
 
     def _fail(self, save: _Save) -> None:

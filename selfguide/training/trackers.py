@@ -128,6 +128,12 @@ class _TensorBoard:
         self._records.close()
 
 
+def _known_as(run: RunFolder, config: Config) -> str:
+    """The id of a run where all experiments lie together, in which one name may be that of several runs."""
+    name = run.root.name
+    return name if config.name is None else f"{name}-{run.describe()['hash']}"
+
+
 class _WandB:
     """W&B's own variables, such as WANDB_PROJECT and WANDB_MODE, hold."""
 
@@ -137,7 +143,7 @@ class _WandB:
         project = os.environ.get("WANDB_PROJECT", "selfguide")
         self._run = wandb.init(
             project=project,
-            id=run.root.name,
+            id=_known_as(run, config),
             name=config.name or run.root.name,
             group=config.experiment,
             resume="allow",
@@ -183,7 +189,8 @@ class _Trackio:
 
         project = os.environ.get("TRACKIO_PROJECT", "selfguide")
         self._trackio = trackio
-        trackio.init(project=project, name=run.root.name, resume="allow", config=plain(config))
+        known = _known_as(run, config)
+        trackio.init(project=project, name=known, resume="allow", config=plain(config))
 
     def add(self, images: int, scalars: Mapping[str, float]) -> None:
         self._trackio.log({**scalars, "images": images})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -90,30 +92,49 @@ def _last_step(job: Training) -> list[dict[str, Any]]:
     parts = [prepare_batch(job, arrays) for arrays in job.arrays]
     inputs = [state.components.inputs(part, state.teaching) for part in parts]
     state.images += job.config.train.batch
-    module = state.engine.module
+    module, data = state.engine.module, job.config.data
+    roots = (data.root, *data.mix)
     return [
-        evidence(part, each.condition, job.objective, module)
-        for part, each in zip(parts, inputs, strict=True)
+        evidence(part, each.condition, job.objective, module, _samples(arrays, roots))
+        for part, each, arrays in zip(parts, inputs, job.arrays, strict=True)
     ]
+
+
+def _samples(arrays: Mapping[str, np.ndarray], roots: Sequence[str]) -> dict[str, list[Any]]:
+    """How the shards know the images of a micro-batch: `ordinals`, `keys`, and in a mixture the `roots` they are of."""
+    found: dict[str, list[Any]] = {"ordinals": arrays["ordinal"].tolist()}
+    if "key" in arrays:
+        found["keys"] = arrays["key"].tolist()
+    if "source" in arrays:
+        found["roots"] = [roots[source] for source in arrays["source"].tolist()]
+    return found
 
 
 @torch.no_grad()
 def evidence(
-    batch: Batch, condition: Condition, objective: Objective, module: Student
+    batch: Batch,
+    condition: Condition,
+    objective: Objective,
+    module: Student,
+    samples: Mapping[str, list[Any]],
 ) -> dict[str, Any]:
     """Returns what a micro-batch was, and in `finding` what in it is not finite first; None where all is.
 
     The backbone runs once more on the same images and noise. Its weights are those of then where the step was skipped.
+    `samples` is what `_samples` says of them.
     """
     layer, prediction = _watched(module, batch, condition)
     u = module.uncertainty(batch.tau) if module.uncertainty is not None else None
     losses = objective.losses(prediction, batch.x0, batch.eps, batch.tau, u)
-    bad = batch.ordinal[~batch.x0.isfinite().flatten(1).all(1).cpu()].tolist()
+    bad = (~batch.x0.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
     finding = None
     if bad:
+        # in a mixture several images have one ordinal
+        roots = samples.get("roots")
+        names = [f"{samples['ordinals'][at]}{f' of {roots[at]}' if roots else ''}" for at in bad]
         more = f" and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
-        named = ", ".join(map(str, bad[:_NAMED]))
-        finding = f"images at the ordinals {named}{more} of the shards are not finite"
+        of = "" if roots else " of the shards"
+        finding = f"images at the ordinals {', '.join(names[:_NAMED])}{more}{of} are not finite"
     elif layer is not None:
         finding = f"the output of {layer} is not finite, though the images are"
     elif not bool(losses.isfinite().all()):
@@ -121,7 +142,7 @@ def evidence(
     return {
         "finding": finding,
         "images": batch.images,
-        "ordinals": batch.ordinal.tolist(),
+        **samples,
         "positions": batch.position.tolist(),
         "noise_times": batch.tau.tolist(),
         "norms": batch.x0.flatten(1).norm(dim=1).tolist(),

@@ -102,6 +102,19 @@ def test_advice_is_logged_and_recorded_once_in_a_run_whatever_the_attempt(
     assert said["images"] == 5000 and said["time"] > 0
 
 
+@pytest.mark.parametrize("torn", [b'{"name": "unus', b"\0\0\0\0", b"\xff\n", b"[1]", b"{}"])
+def test_a_line_of_advice_that_a_node_tore_as_it_went_down_keeps_no_attempt_from_starting(
+    tmp_path: Path, torn: bytes
+) -> None:
+    advisor = Advisor(tmp_path, 1)
+    for line in lines(12, used=0.3):
+        advisor.hear(line)
+    with (tmp_path / "advice-0001.jsonl").open("ab") as file:
+        file.write(torn)
+    Advisor(tmp_path, 2)
+    assert [a.name for a in recorded(tmp_path)] == ["unused"]
+
+
 # --- what is measured
 
 

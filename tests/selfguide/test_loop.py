@@ -193,6 +193,30 @@ def test_a_run_that_skips_most_of_its_steps_ends_as_broken_and_names_the_images(
     assert all(0 < tau < 1 for tau in kept["noise_times"])
 
 
+def test_images_that_break_a_run_are_kept_by_key_and_in_a_mixture_by_data_set(
+    tmp_path: Path,
+) -> None:
+    """Several of a mixture have one ordinal."""
+    job = begun(tmp_path, 0, broken=(0, BATCH))
+    data = replace(job.config.data, root="/data/a", mix=("/data/b",), weights=(1.0, 1.0))
+    job.config = replace(job.config, data=data)
+    given = job.stream.batches  # type: ignore[attr-defined]
+    job.stream.batches = (  # type: ignore[attr-defined]
+        {
+            **each,
+            "key": np.array([f"n{number}" for number in each["ordinal"]]),
+            "source": each["ordinal"] % 2,
+        }
+        for each in given
+    )
+    with pytest.raises(Unstable, match="images at the ordinals 67 of /data/b are not finite"):
+        watched(job, 2, skips=2)
+    left = json.loads((job.lease.run.attempt(1) / "numeric-0.json").read_text())
+    (kept,) = left["micro_batches"]
+    assert kept["ordinals"][:2] == [64, 65] and kept["keys"][:2] == ["n64", "n65"]
+    assert kept["roots"][:2] == ["/data/a", "/data/b"]
+
+
 @pytest.mark.parametrize("policy", ["stop", "go_on"])
 def test_skipped_steps_in_a_row_break_a_run_unless_it_is_to_go_on(
     tmp_path: Path, policy: str

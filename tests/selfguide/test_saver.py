@@ -93,6 +93,23 @@ def test_a_snapshot_is_written_as_it_was_while_training_goes_on(
     assert saver.writer.cpu_s > 0
 
 
+def test_what_is_copied_to_a_store_by_the_time_a_save_is_published_stays(
+    single: RankInfo, tmp_path: Path, closing: ExitStack
+) -> None:
+    """The one before it was published, and its copy begun, after the save had its snapshot."""
+    job, saver = saving(tmp_path, closing)
+    save(job, saver)
+    saver.wait()
+    first = job.state.images
+    advance(job)
+    busy: list[int] = []
+    folder = job.lease.run.checkpoint(job.state.images)
+    saver.save(folder, job.state, lambda: {"keep": 1, "busy": busy[-1]})
+    busy.append(first)
+    saver.wait()
+    assert job.lease.run.saved() == [first, job.state.images]
+
+
 def test_a_save_takes_as_long_as_its_copy_and_its_writer_whatever_is_trained_meanwhile(
     single: RankInfo, tmp_path: Path, closing: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

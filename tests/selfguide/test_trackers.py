@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from launcher.compose import compose
 from selfguide.spec.config import Config
 from selfguide.spec.config.train import check_train
 from selfguide.spec.identity import identity
-from selfguide.spec.run import RunFolder
+from selfguide.spec.run import RunFolder, write_record
 from selfguide.training import trackers
 from selfguide.training.trackers import Trackers, flat
 from shards.errors import UserError
@@ -120,6 +123,33 @@ def test_a_tracker_that_is_not_installed_is_refused_with_its_extra(
             check_train(with_trackers(config, name).train)
         assert package in str(error.value) and "train.trackers" in str(error.value)
     check_train(with_trackers(config).train)
+
+
+def test_a_folder_that_has_the_name_of_a_tracker_is_none(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B leaves `wandb/` where it ran, and Python takes any folder for a package."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: ModuleSpec(name, None))
+    with pytest.raises(UserError, match=r"selfguide\[wandb\]"):
+        check_train(with_trackers(config, "wandb").train)
+
+
+@pytest.mark.parametrize(("tracker", "field"), [("wandb", "id"), ("trackio", "name")])
+def test_runs_of_one_name_are_two_where_all_experiments_lie_together_and_attempts_are_one(
+    tracker: str, field: str, tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    def init(**settings: Any) -> Any:
+        begun.append(settings[field])
+        return SimpleNamespace(define_metric=lambda *_, **__: None)
+
+    monkeypatch.setitem(sys.modules, tracker, SimpleNamespace(init=init))
+    for name, key in (("base", "a1b2"), ("base", "c3d4"), ("base", "a1b2"), (None, "a1b2")):
+        run = RunFolder(tmp_path / key / (name or key))
+        write_record(run.run_json, {"hash": key}, replace=True)
+        Trackers(run, replace(with_trackers(config, tracker), name=name), 0)
+    assert begun == ["base-a1b2", "base-c3d4", "base-a1b2", "a1b2"]
 
 
 def test_trackers_and_the_peak_are_no_part_of_a_run() -> None:

@@ -187,6 +187,10 @@ def test_a_buffer_that_a_checkpoint_lacks_or_holds_otherwise_is_named() -> None:
     module = torch.nn.BatchNorm1d(4)
     held = {f"buffer.{name}": buffer for name, buffer in module.named_buffers()}
     assert checkpoint._other_buffer(held, module) is None
+    assert checkpoint._other_buffer(held, module, ["running_mean", "running_var"]) is None
+    assert "holds the buffer center, which" in (
+        checkpoint._other_buffer(held, module, ["center", "running_mean"]) or ""
+    )
     wider = {**held, "buffer.running_var": torch.ones(8)}
     assert checkpoint._other_buffer(wider, module) == "running_var is (8,) there and (4,) here"
     del held["buffer.running_mean"]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launcher import tune
 from selfguide.distributed import RankInfo
 from selfguide.spec import tuning
+from selfguide.spec.files import to_yaml
 from selfguide.spec.rank_status import Preempted
 from selfguide.spec.run import Lease, RunFolder, read_record
 from selfguide.training import loop
@@ -19,6 +22,7 @@ from selfguide.training.trace import Trace
 from selfguide.training.tuning import Tuning
 from shards.errors import UserError
 from tests.selfguide.test_loop import BATCH, begun
+from tests.selfguide.test_online import online_config
 
 
 @pytest.mark.parametrize(
@@ -87,6 +91,73 @@ def test_a_request_is_applied_once_and_a_cadence_outlives_its_attempt(tmp_path: 
     assert second.newest() == 3 and not second.apply(3, 256, save)
     tuning.ask(run, 2, {"stop": True})
     assert second.apply(4, 320, save)
+
+
+def test_a_cadence_that_a_later_attempt_is_given_goes_before_one_that_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    """`launcher.resume RUN train.log_every=...` would say so and change nothing."""
+    run = RunFolder(tmp_path)
+    config = online_config()
+
+    def began(number: int, log_every: int) -> Tuning:
+        run.attempt(number).mkdir(parents=True)
+        train = replace(config.train, log_every=log_every)
+        text = to_yaml(replace(config, train=train))
+        (run.attempt(number) / "config.yaml").write_text(text)
+        return Tuning(Lease(run, number), RankInfo(0, 0, 1), log_every)
+
+    first = began(1, 640)
+    tuning.ask(run, 1, {"log_every": 64})
+    first.apply(1, 64, Saved())
+    assert first.log_every == 64
+    assert [began(2, 640).log_every, began(3, 128).log_every, began(4, 128).log_every] == [
+        64,
+        128,
+        128,
+    ]
+    tuning.ask(run, 4, {"log_every": 256})
+    assert began(5, 128).log_every == 256
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("{", "cannot be read"),
+        ("", "cannot be read"),
+        ('"text"', "names no attempt"),
+        ("[1]", "names no attempt"),
+        ('{"log_every": 64}', "names no attempt"),
+        ('{"attempt": 1, "settings": {"log_evry": 64}}', "did you mean 'log_every'"),
+        ('{"attempt": 1, "settings": {"log_every": 0}}', "log_every=0 is nothing"),
+        ('{"attempt": 1, "settings": {"log_every": "64"}}', "log_every='64' is nothing"),
+        ('{"attempt": 1, "settings": {"trace": 5, "save": "now"}}', "save='now' is nothing"),
+        ('{"attempt": 1, "settings": {"trace": 1000000}}', "too many steps"),
+    ],
+)
+def test_a_request_that_was_written_by_hand_and_is_none_stops_no_training(
+    tmp_path: Path, written: str, said: str, caplog: pytest.LogCaptureFixture, capsys: Any
+) -> None:
+    run, save = RunFolder(tmp_path), Saved()
+    run.attempt(1).mkdir(parents=True)
+    tuned = Tuning(Lease(run, 1), RankInfo(0, 0, 1), 640)
+    (tmp_path / "tune").mkdir()
+    (tmp_path / "tune" / "0001.json").write_text(written)
+    # beside it what is no request at all, one that an editor numbered, and one that is well
+    for name in ("0001", "2.json", "99999999999.json", "notes.json"):
+        (tmp_path / "tune" / name).write_text("?")
+    (tmp_path / "tune" / "70000000.json").write_text('{"attempt": 1, "settings": {"save": true}}')
+    assert tuning.ask(run, 1, {"log_every": 128}) == 70_000_001
+    assert not tuned.apply(tuned.newest(), 64, save)
+    assert tuned.log_every == 128 and save.count == 1 and tuned.trace._profile is None
+    assert "request 1 at 64 images asks for nothing" in caplog.text and said in caplog.text
+    found = tuning.requests(run)
+    assert [each["number"] for each in found] == [1, 70_000_000, 70_000_001]
+    assert all(each["applied"]["images"] == 64 for each in found)
+    tune._list(run, as_json=False)
+    assert f"refused: {found[0]['refused']}" in capsys.readouterr().out
+    # a later attempt goes on behind all of them
+    assert Tuning(Lease(run, 2), RankInfo(0, 0, 1), 640).settled == 70_000_001
 
 
 class Ready:

@@ -74,6 +74,7 @@ BAD = [
     ("engine.zero_stage=0 engine.dtype=bf16", "engine.zero_stage=0", "engine.zero_stage=1"),
     ("engine.zero_stage=3 engine.compile=true", "engine.zero_stage=3", "engine.compile=false"),
     ("engine=torch engine.zero_stage=3", "engine.zero_stage=3", "engine.backend=deepspeed"),
+    ("engine=torch engine.zero_stage=2", "engine.zero_stage=2", "engine.backend=deepspeed"),
     ("train.weight_decay=-1", "train.weight_decay=-1.0", "in [0.0"),
     ("train.betas=[0.9,1.0]", "train.betas[1]=1.0", "1.0)"),
     ("train.ema_halflife=[]", "train.ema_halflife=[]", "at least one"),

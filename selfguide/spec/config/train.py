@@ -140,7 +140,9 @@ def check_train(train: TrainConfig, *, averaged: bool = False) -> None:
             "system has the run's own folder (runs=FOLDER)"
         )
     for tracker in train.trackers:
-        if importlib.util.find_spec(tracker) is None:
+        found = importlib.util.find_spec(tracker)
+        # one without an origin is a mere folder of that name, such as W&B leaves where it ran
+        if found is None or found.origin is None:
             raise UserError(
                 f"train.trackers={list(train.trackers)}: {tracker} is not installed; pip install "
                 f"'{_PACKAGES.get(tracker, f'selfguide[{tracker}]')}', or drop it"
