@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from selfguide.discovery.resumable import Rows
-from selfguide.evaluation.beside import Beside
+from selfguide.evaluation.beside import Beside, check_features
 from selfguide.evaluation.features.net import FeatureNet, load_feature_net
 from selfguide.evaluation.metrics.frechet import parted
 from selfguide.evaluation.scores import (
@@ -74,6 +74,8 @@ def run(options: argparse.Namespace) -> int:
     }
     try:
         known, beside = _known(net, evaluation), _beside(net, evaluation)
+        # before images are read
+        check_features(evaluation, known.features)
     except UserError as error:
         raise _as_typed(error) from error
     nets = [net, *others.values()]
@@ -84,16 +86,18 @@ def run(options: argparse.Namespace) -> int:
     work.mkdir(parents=True, exist_ok=True)
     # the same command may be running
     with lock(work, create=False, required=False):
+        parts = parts_in(work, len(images), options.batch)
         try:
-            parts, doing = (
-                parts_in(work, len(images), options.batch),
-                f"scoring {len(images):,} images",
-            )
             fill(
                 parts,
                 lambda rows: torch.cat([each.rows(images.at(rows)) for each in nets], 1),
-                doing=doing,
+                doing=f"scoring {len(images):,} images",
             )
+        except UserError as error:
+            # of files that nobody scores as they are
+            shutil.rmtree(work, ignore_errors=True)
+            raise _as_typed(error) from error
+        try:
             if "fdr" in evaluation.metrics:
                 beside = _with_ratios(beside, parts, nets, evaluation, known)
             scores, _ = parted(
@@ -108,8 +112,7 @@ def run(options: argparse.Namespace) -> int:
                 )
             )
         except UserError as error:
-            # of files that nobody scores as they are
-            shutil.rmtree(work, ignore_errors=True)
+            # by other settings the same parts have a score
             raise _as_typed(error) from error
         shutil.rmtree(work, ignore_errors=True)
     found = {
@@ -191,6 +194,7 @@ def _as_typed(error: UserError) -> UserError:
         lambda found: "--metrics " + re.sub(r"[',]", "", found[1]),
         str(error),
     )
+    text = re.sub(r"evaluation\.metrics\b", "--metrics", text)
     text = re.sub(r"evaluation\.(shards|reference)=", r"--\1 ", text)
     text = re.sub(r"evaluation\.(\w+)", r"--setting \1", text)
     return UserError(re.sub(r"evaluation=(\w+)", r"--protocol \1", text))

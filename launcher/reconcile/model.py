@@ -176,6 +176,8 @@ class RunView:
     retry_asked: float = 0.0
     # files that the evaluations of its config wait for
     lacks: tuple[Lack, ...] = ()
+    # and those that points of its sweeps wait for
+    sweep_lacks: tuple[Lack, ...] = ()
     # a sentence for each file that could not be read
     problems: tuple[str, ...] = ()
 

@@ -14,7 +14,7 @@ from selfguide.spec.config import Config
 from selfguide.spec.config.augment import check_augmented
 from selfguide.spec.config.data import check_stored
 from selfguide.spec.config.evaluation import LEAST_REAL
-from selfguide.spec.extras import OF_TRAINING
+from selfguide.spec.extras import OF_TRAINING, check_real
 from selfguide.spec.initial_weights import read_snapshot
 from selfguide.spec.metrics import FEATURES
 from shards import storage
@@ -123,7 +123,12 @@ def check_counts(config: Config, header: Header, count: Callable[[], int]) -> No
     check_samples(config, latents)
     of_training = latents or bool({*evaluation.metrics} & {*OF_TRAINING})
     compared = not (evaluation.reference or evaluation.shards)
-    if not (of_training or compared) or (found := count()) >= LEAST_REAL:
+    if not (of_training or compared):
+        return
+    if (found := count()) >= LEAST_REAL:
+        if compared:
+            told = f"data.root={config.data.root} holds {found} images"
+            check_real(evaluation, found, told)
         return
     cure = "evaluation=none"
     if compared:
