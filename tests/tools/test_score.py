@@ -400,7 +400,7 @@ def test_score_of_an_image_that_is_not_as_it_was_drawn_names_it(
     for i, levels in enumerate(pictures[:30]):
         Image.fromarray(levels).save(folder / f"{i:02d}.png")
     written(folder / "odd.png", pictures[30])
-    with pytest.raises(UserError, match=rf"odd\..* is .*") as error:
+    with pytest.raises(UserError, match=r"odd\..* is .*") as error:
         score.main([str(folder), *net, "--reference", str(made)])
     assert re.search(why, str(error.value))
 
