@@ -139,7 +139,7 @@ def _is_lossy(format: str, data: bytes) -> bool:
     if format != "TIFF":
         return False
     with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
-        return image.tag_v2.get(259) in _LOSSY_TIFF  # type: ignore[attr-defined]
+        return getattr(image, "tag_v2", {}).get(259) in _LOSSY_TIFF
 
 
 def _is_lossless_webp(data: bytes) -> bool:

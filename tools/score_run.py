@@ -33,7 +33,7 @@ from selfguide.evaluation.scores import (
 from selfguide.spec.config import EvaluationConfig, build
 from selfguide.spec.config.laws import check, check_read
 from selfguide.spec.data_fit import part_seed
-from selfguide.spec.extras import OF_TEST, SETTINGS, check_sets, extras
+from selfguide.spec.extras import OF_TEST, OF_TRAINING, SETTINGS, check_sets, extras
 from selfguide.spec.identity import digest
 from selfguide.spec.records import crop_rule
 from selfguide.spec.suggest import nearest
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         known, beside = _known(net, evaluation), _beside(net, evaluation)
         # before images are read
-        check_features(evaluation, known.features)
+        check_features(evaluation, known.features, OF_TRAINING)
     except UserError as error:
         raise _as_typed(error) from error
     nets = [net, *others.values()]

@@ -266,12 +266,12 @@ class RunReader:
     def _exit(self, folder: Path) -> dict[str, Any] | None:
         """How an evaluation ended: of several ranks by the one that failed, for which the others were ended."""
         own = self.once(f"{folder}/exit-0.json")
-        if own is not None and own["class"] != "signal":
+        if own is not None and own.get("class") != "signal":
             return own
         ranks = parse.ranks(set(names_in(folder)), "exit")
         ends = (self.once(f"{folder}/exit-{rank}.json") for rank in ranks)
         outside = ("ok", "signal", "preempted")
-        return next((end for end in ends if end and end["class"] not in outside), own)
+        return next((end for end in ends if end and end.get("class") not in outside), own)
 
     def _advanced(self, folder: Path, key: str) -> bool:
         """Whether a part was finished since this job began: of samples, of their reference, or a pass of a probe.

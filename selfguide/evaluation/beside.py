@@ -87,16 +87,19 @@ class Measured:
         return self.kept(name) if self.beside.train is None else self.beside.train
 
 
-def check_features(evaluation: EvaluationConfig, real: Features | None) -> None:
+def check_features(
+    evaluation: EvaluationConfig, real: Features | None, more: Sequence[str] = ()
+) -> None:
     """Returns when a reference keeps the features that metrics need: asked before samples are drawn.
 
     Args:
         real: of the reference, where it keeps some.
+        more: metrics that read them as well, where nothing else is known of the training images.
 
     Raises:
         UserError: it keeps none, or too few of them.
     """
-    for name in ("precision_recall", "kid", "density_coverage"):
+    for name in ("precision_recall", "kid", "density_coverage", *more):
         if real is None and name in evaluation.metrics:
             raise _lacks_features(evaluation, name)
     if real is not None:

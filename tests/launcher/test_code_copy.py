@@ -46,8 +46,8 @@ def test_copy_that_another_process_made_meanwhile_is_taken(
     git = code_copy.git
 
     def other(root: Path) -> dict[str, object]:
-        if not (tmp_path / "copies").exists():
-            code_copy.copy(tmp_path / "copies" / "0123")
+        monkeypatch.setattr(code_copy, "git", git)
+        code_copy.copy(tmp_path / "copies" / "0123")
         return git(root)
 
     # the last that is asked before the copy has its name

@@ -179,15 +179,15 @@ def test_samples_that_are_nan_are_named_and_leave_no_record(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_samples_of_digits_that_are_not_finite_are_named_and_leave_no_record(
-    digits: Path,
-    net: dict[str, str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    value: float,
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    run = run_at(
-        tmp_path / "runs", digits, net, "evaluation=fd_digits", "evaluation.reference_count=null"
-    )
+    run, manifest = RunFolder(tmp_path / "runs" / "digits_uncond" / "0123"), manifests.load(digits)
+    write_snapshot(
+        run.snapshot(7), digits, "sampler.steps=1", "evaluation=fd_digits", "evaluation.samples=30",
+        "evaluation.batch=10",
+        data={"root": str(digits), "header": manifest.header, "manifest": manifest.hash},
+    )  # fmt: skip
+    run.run_json.write_text(json.dumps({"id": "0123", "images": 7}))
     draw = job.generate
 
     def broken(*args: Any, **more: Any) -> Any:
