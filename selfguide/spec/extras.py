@@ -181,8 +181,9 @@ def check_sets(evaluation: EvaluationConfig) -> None:
     sizes, k = evaluation.pr_sizes, evaluation.pr_k
     if "precision_recall" in measured(evaluation) and min(*sizes, evaluation.samples) <= k:
         raise UserError(
-            f"evaluation.pr_k={k}, evaluation.pr_sizes=[{sizes[0]},{sizes[1]}] and evaluation.samples={evaluation.samples}: each set "
-            "needs more images than neighbours that are looked at; give evaluation.pr_k=3, or more images"
+            f"evaluation.pr_k={k}, evaluation.pr_sizes=[{sizes[0]},{sizes[1]}] and "
+            f"evaluation.samples={evaluation.samples}: each set needs more images than neighbours that are looked at; "
+            "give evaluation.pr_k=3, or more images"
         )
 
 
