@@ -32,7 +32,7 @@ from selfguide.evaluation.scores import (
 )
 from selfguide.spec.config import EvaluationConfig, build
 from selfguide.spec.config.laws import check, check_read
-from selfguide.spec.data_fit import part_seed
+from selfguide.spec.data_fit import check_part, part_seed
 from selfguide.spec.extras import OF_TEST, OF_TRAINING, SETTINGS, check_sets, extras
 from selfguide.spec.identity import digest
 from selfguide.spec.records import crop_rule
@@ -226,11 +226,7 @@ def _made(root: str, net: FeatureNet, evaluation: EvaluationConfig) -> Known:
         decided["seed"] = seed
     if crop is not None:
         decided["crop"] = crop_rule(evaluation)
-    if count is not None and count > manifest.count:
-        raise UserError(
-            f"evaluation.reference_count={count}: {root} holds {manifest.count} images; give "
-            f"evaluation.reference_count={manifest.count} or less, or leave it out"
-        )
+    check_part(evaluation, manifest.count, f"{root} holds {manifest.count} images")
     folder = REFERENCES / f"{manifest.hash[:12]}-{digest(decided)}"
     known = make_reference(
         root,

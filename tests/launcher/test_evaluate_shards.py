@@ -179,6 +179,9 @@ def test_metrics_of_too_few_real_images_are_refused_before_anything_is_queued(
     said = "evaluation.kid_size=40 or less"
     refused(run, memory, words, f"data.root={made.images} holds 40 images", said)
     refused(run, memory, [*words, f"evaluation.shards={made.darker}"], str(made.darker), said)
+    part, said = "evaluation.reference_count=41", "evaluation.reference_count=40 or less"
+    refused(run, memory, [part], f"data.root={made.images} holds 40 images", said)
+    refused(run, memory, [part, f"evaluation.shards={made.darker}"], str(made.darker), said)
     (point,) = evaluate.sweep(run, [*words[:2], "evaluation.kid_size=40"])["points"]
     assert point["state"] == "done"
 
