@@ -193,8 +193,10 @@ def record_skip(view: RunView, point: decide.Point, reason: str) -> None:
 
 
 def _next_record(view: RunView, point: decide.Point) -> int:
-    earlier = [record.attempt for record in view.records if record.key == point.key]
-    return 1 + max(earlier, default=0)
+    # by their files, for one that is damaged keeps its place
+    files = view.folder.evals.glob(f"{point.key}.*.json")
+    numbers = (file.name.split(".")[-2] for file in files)
+    return 1 + max((int(number) for number in numbers if number.isdigit()), default=0)
 
 
 def _log(each: EvaluationView | None) -> str:

@@ -820,6 +820,23 @@ def test_folder_without_a_request_is_no_try(run: RunFolder, memory: Memory) -> N
     assert {each.attempt for each in read(run).evaluations} == {1}
 
 
+def test_snapshot_whose_record_is_half_written_is_scored_again_beside_it(
+    run: RunFolder, memory: Memory
+) -> None:
+    watch.watch(run.root)
+    (record,) = run.evals.glob("img-000001280-*.json")
+    whole = record.read_bytes()
+    record.write_bytes(whole[: len(whole) // 2])
+    # also where nothing else is left of the first try
+    shutil.rmtree(run.evals / "jobs" / record.stem)
+    watch.watch(run.root)
+    assert outcome(run) == [(640, "done"), (1280, "done")]
+    assert record.read_bytes() == whole[: len(whole) // 2]
+    assert [path.name for path in sorted(run.evals.glob("img-000001280-*.json"))] == [
+        record.name, record.name.replace(".1.json", ".2.json"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("where", ["code", "request", "submission", "submit"])
 def test_try_that_a_full_disk_keeps_from_starting_does_not_count(
     run: RunFolder, memory: Memory, monkeypatch: pytest.MonkeyPatch, where: str
