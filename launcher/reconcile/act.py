@@ -193,10 +193,11 @@ def record_skip(view: RunView, point: decide.Point, reason: str) -> None:
 
 
 def _next_record(view: RunView, point: decide.Point) -> int:
-    # by their files, for one that is damaged keeps its place
-    files = view.folder.evals.glob(f"{point.key}.*.json")
-    numbers = (file.name.split(".")[-2] for file in files)
-    return 1 + max((int(number) for number in numbers if number.isdigit()), default=0)
+    earlier = [record.attempt for record in view.records if record.key == point.key]
+    # one that is damaged keeps its number; as they were when the view was read, or two who act at once would differ
+    numbers = (name.removeprefix(f"{point.key}.").partition(".")[0] for name in view.damaged)
+    earlier += (int(number) for number in numbers if number.isdigit())
+    return 1 + max(earlier, default=0)
 
 
 def _log(each: EvaluationView | None) -> str:

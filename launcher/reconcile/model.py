@@ -169,6 +169,8 @@ class RunView:
     evaluations: tuple[EvaluationView, ...] = ()
     # by images, key and attempt
     records: tuple[EvaluationRecord, ...] = ()
+    # names of files among them that cannot be read
+    damaged: tuple[str, ...] = ()
     # how its snapshots are to be scored beside the config's protocol
     sweeps: tuple[ScoreSweep, ...] = ()
     # when somebody last asked for the scores that are missing, and for those that had failed, too

@@ -74,6 +74,8 @@ class RunReader:
         names = [name for name in there if name.startswith("img-")]
         self.sweeps = sorted(names_in(sweeps_folder(run))) if SWEEPS in there else []
         self.records = sorted(name for name in names if name.endswith(".json"))
+        # of these, once they were read
+        self.damaged: tuple[str, ...] = ()
         self.settled = {name[: -len(".json")] for name in self.records}
         root = evaluations(run)
         tries = sorted(names_in(root))
@@ -163,6 +165,7 @@ class RunReader:
             published_at=self._times(self.run.snapshots),
             evaluations=self._evaluations(),
             records=self._records(selections),
+            damaged=self.damaged,
             sweeps=sweeps,
             evaluation_asked=float(asked.get("time", 0.0)),
             retry_asked=float(asked.get("retry", 0.0)),
@@ -339,8 +342,9 @@ class RunReader:
 
     def _records(self, selections: Sequence[Selection]) -> tuple[EvaluationRecord, ...]:
         folder = str(self.run.evals)
-        found = [self._try(f"{folder}/{name}", parse.record) for name in self.records]
-        known = [record for record in found if record is not None]
+        found = {name: self._try(f"{folder}/{name}", parse.record) for name in self.records}
+        self.damaged = tuple(name for name, record in found.items() if record is None)
+        known = [record for record in found.values() if record is not None]
         if selections:
             known = [with_selections(record, selections) for record in known]
         return tuple(sorted(known, key=lambda r: (r.images, r.key, r.attempt)))
