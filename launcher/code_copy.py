@@ -64,7 +64,7 @@ def copy(target: Path) -> dict[str, Any]:
         "packages": list(PACKAGES),
         **git(location("launcher").parent),
     }
-    temporary.rename(target)
+    _appear(temporary, target)
     target.with_suffix(".json").write_text(json.dumps(about, indent=1))
     if first is not None:
         first.append(target)
@@ -80,11 +80,21 @@ def _again(whole: Path, temporary: Path, target: Path) -> dict[str, Any]:
         size = sum(file.stat().st_size for file in whole.rglob("*"))
         storage.refuse_no_room(target, size, error)
         raise
-    temporary.rename(target)
+    _appear(temporary, target)
     text = whole.with_suffix(".json").read_text()
     target.with_suffix(".json").write_text(text)
     about: dict[str, Any] = json.loads(text)
     return about
+
+
+def _appear(temporary: Path, target: Path) -> None:
+    """Gives a copy its name, unless another process has made the same one meanwhile."""
+    try:
+        temporary.rename(target)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not target.is_dir():
+            raise
 
 
 def share(kept: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from launcher.reconcile.view import RunView, read, read_many
 from launcher.references import Load, load_manifests
 from selfguide.spec.config import Config, EvaluationConfig, SamplerConfig
 from selfguide.spec.config.evaluation import PINS
-from selfguide.spec.config.sampler import settings_read
+from selfguide.spec.config.laws import as_typed
+from selfguide.spec.config.sampler import protocol_settings, settings_read
 from selfguide.spec.data_fit import check_counts, check_samples, check_scored
 from selfguide.spec.lacks import encoder_of, lacks
 from selfguide.spec.recipe import Front
@@ -273,14 +274,15 @@ def sweep(
         watch.settle(view, wanted)
         watch.start(view, wanted)
         view = read(run)
-    watcher = _watcher(view, config)
+    watcher, points = _watcher(view, config), _points(view, config, found)
+    lacked = (lack.sentence for each in points for lack in decide.lacked(view, each))
     return {
         "run": view.id,
         "sweep": found.id,
         "images": images,
-        "points": [_told(view, each) for each in _points(view, config, found)],
+        "points": [_told(view, each, _varied(points)) for each in points],
         "watcher": watcher,
-        "waits_for": [lack.sentence for lack in view.lacks],
+        "waits_for": list(dict.fromkeys(lacked)),
         "fronts": [asdict(front) for front in act.keep_recipe(view)],
     }
 
@@ -395,8 +397,16 @@ def _points(view: RunView, config: Config, found: ScoreSweep) -> list[Point]:
     return decide.points(replace(view, sweeps=(found,)), config)
 
 
-def _told(view: RunView, point: Point) -> dict[str, Any]:
-    """What is known of a point."""
+def _varied(points: Sequence[Point]) -> list[str]:
+    """The settings of `evaluation` in which points differ, but for what is shown of each anyway, or follows."""
+    shown = {"protocol", "average", "sha256", *PINS.values()}
+    of = [each.config.evaluation for each in points if not each.selected]
+    names = (each.name for each in fields(EvaluationConfig) if each.name not in shown)
+    return [name for name in names if any(getattr(e, name) != getattr(of[0], name) for e in of)]
+
+
+def _told(view: RunView, point: Point, varied: Sequence[str] = ()) -> dict[str, Any]:
+    """What is known of a point, which differs from others in these settings of `evaluation`."""
     tries = [record for record in view.records if record.key == point.key]
     record: EvaluationRecord | None = next((each for each in tries if each.done), None)
     record = record or (tries[-1] if tries and tries[-1].time >= view.retry_asked else None)
@@ -405,7 +415,12 @@ def _told(view: RunView, point: Point) -> dict[str, Any]:
     state = record.status if record else live[-1] if live else "waiting"
     return {
         "key": point.key,
-        "label": label(point.config.sampler, point.config.evaluation.average),
+        "label": " ".join(
+            [
+                label(point.config.sampler, point.config.evaluation.average),
+                *(f"{each}={as_typed(getattr(point.config.evaluation, each))}" for each in varied),
+            ]
+        ),
         "state": state,
         "metric": point.config.evaluation.protocol,
         "score": record.score if record else None,
@@ -428,6 +443,9 @@ def label(sampler: SamplerConfig, average: int | str) -> str:
         parts.append(f"in [{sampler.interval[0]:g}, {sampler.interval[1]:g}]")
     if sampler.g != 1 and sampler.weak != CONDITION:
         parts.append(f"from {sampler.weak}")
+    default, read = SamplerConfig(), settings_read(sampler) | protocol_settings(sampler)
+    others = (each for each in read if each != "weak" and read[each] != getattr(default, each))
+    parts += [f"{each}={as_typed(read[each])}" for each in others]
     return " ".join([*parts, *([f"average {average}"] if average else [])])
 
 
@@ -443,17 +461,19 @@ def _show_fronts(found: Sequence[Front]) -> None:
 
 
 def _row(front: Front, point: Scored) -> str:
+    several = len({each.average for each in front.points}) > 1
     mark = "**" if point.key == front.chosen else "*" if point.key in front.front else ""
     error = "" if point.se is None else f" ± {point.se:.2g}"
     worse = ""
     if point.worse is not None and point.worse_se is not None:
         worse = f"{point.worse:+.3g} ± {point.worse_se:.2g} to the best"
-    words = label(_sampler(point), "")
+    words = label(_sampler(point), point.average if several else "")
     return f"{mark:<2} {point.nfe:>5g} evaluations  {point.score:.4g}{error}  {words}  {worse}".rstrip()
 
 
 def _sampler(point: Scored) -> SamplerConfig:
-    values = {**point.sampler, "interval": tuple(point.sampler["interval"])}
+    # as JSON holds them, tuples are lists
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in point.sampler.items()}
     return SamplerConfig(**values)
 
 
@@ -484,11 +504,16 @@ def once(folders: Sequence[RunFolder], *, retry: bool = False) -> list[dict[str,
     do this at once: a job belongs to whoever has written its request first.
     """
     mine = [run for run in folders if run.root.stat().st_uid == os.getuid()]
-    if retry:
-        for run in mine:
+    problems: list[str] = []
+    for run in mine if retry else ():
+        try:
             act.ask_for_scores(run, retry=True)
+        except OSError as error:
+            # the others are looked at all the same
+            problems.append(f"{run.root.name}: {error}")
     views, unread = read_many(mine, configs=True, history=True, patience_s=None)
-    done = [{"run": None, "problems": unread}] if unread else []
+    problems += unread
+    done: list[dict[str, Any]] = [{"run": None, "problems": problems}] if problems else []
     return done + [found for view in views if (found := _look(view))]
 
 

@@ -18,7 +18,8 @@ from selfguide.spec import timm_nets
 from selfguide.spec.config import Config, EvaluationConfig
 from selfguide.spec.config.data import fits
 from selfguide.spec.config.evaluation import FILES, LEAST_REAL, MANIFESTS, PINS
-from selfguide.spec.data_fit import check_labels, part_seed
+from selfguide.spec.data_fit import check_labels, check_part, part_seed
+from selfguide.spec.extras import check_real
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.weight_files import locate_reference
 from shards import storage
@@ -96,6 +97,11 @@ def pinned(
                 f"evaluation.{name}={root} holds {found.count} images, and the halves of a reference need {LEAST_REAL} "
                 f"or more: give evaluation.{name}=ROOT with more of them"
             )
+        if name == "shards" and evaluation.protocol != "probe":
+            check_part(
+                evaluation, found.count, f"evaluation.shards={root} holds {found.count} images"
+            )
+            check_real(evaluation, found.count, f"evaluation.shards={root}")
         hashes[MANIFESTS[name]] = found.hash
     if evaluation.reference_count is not None and evaluation.reference_seed is None:
         of = (

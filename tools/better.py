@@ -4,7 +4,7 @@ Both draw image i from the same noise, so that their difference is known far bet
 as soon as an interval that holds at all looks together excludes 0. A and B are runs, or folders of snapshots, of one
 data set. Digits are measured by fd_digits, other images by --protocol, or by the protocol of A's run, and compared with
 what that one is compared with, where that is a file of another protocol with A's training images; each is drawn by its
-run's own sampler.
+run's own sampler, from the average that its evaluation scores.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from selfguide.evaluation import images
 from selfguide.evaluation.features.digitnet import DigitNet, embed, load_digitnet
 from selfguide.evaluation.features.net import load_feature_net
 from selfguide.evaluation.images import Work, reference_of
-from selfguide.evaluation.job import REFERENCES
 from selfguide.evaluation.metrics.frechet import Reference
 from selfguide.evaluation.metrics.moments import BLOCKS, Moments
 from selfguide.evaluation.paired import Comparison, Draw, compare
 from selfguide.sampling.condition_sampler import condition_sampler
-from selfguide.sampling.generate import generate_each
+from selfguide.sampling.generate import check_finite, generate_each
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import EvaluationConfig
 from selfguide.spec.metrics import FEATURES
+from selfguide.spec.records import REFERENCES
 from selfguide.spec.run import RunFolder
 from selfguide.spec.selections import select
 from selfguide.spec.timm_nets import pinned
@@ -41,7 +41,7 @@ from shards import cli
 from shards.errors import UserError
 from tools import flags
 from tools.feature_flags import PROTOCOLS
-from tools.sample_run import load_snapshot
+from tools.sample_run import load_scored
 
 EPILOG = """examples:
   python -m tools.better RUN1 RUN2                        the newest snapshots of two runs
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if not 0 < options.alpha < 1:
         raise UserError(f"--alpha {options.alpha:g} is a probability of error: give 0.05")
-    (a, of_a), (b, of_b) = (load_snapshot(name, options.runs) for name in (options.a, options.b))
+    (a, of_a), (b, of_b) = (load_scored(name, options.runs) for name in (options.a, options.b))
     protocol = options.protocol or _protocol_of(a)
     _check(a, b, options.a, options.b, protocol)
     if options.select:
@@ -158,7 +158,9 @@ def drawn_pixels(snapshot: Snapshot, seed: int, batch: int) -> Callable[[int, in
         made = generate_each(
             snapshot, snapshot.config.sampler, conditions(seeds), seeds, batch=batch
         )
-        return normaliser.pixels(torch.cat([x for x, _ in made]))
+        samples = torch.cat([x for x, _ in made])
+        check_finite(samples, first)
+        return normaliser.pixels(samples)
 
     return draw
 

@@ -1,21 +1,32 @@
-"""Samples on disk, whoever made them: a folder of lossless images, or a .npz of uint8 (N, H, W, C)."""
+"""Samples on disk, whoever made them: a folder of lossless images, or a .npz of uint8 (N, H, W, C).
+
+What a file is its bytes say, and not its name. What would not be read as it was drawn is refused: a lossy format moves
+a Frechet distance by units, and so do transparent parts, more than 8 bits, or frames behind the first.
+"""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from selfguide.spec.metrics import LEAST_SAMPLES
 from shards.errors import BadInputError, UserError
 from shards.format.pictures import Picture
 from shards.sources.arrays import members, read_array
+from shards.sources.trees import folder_tree
 
-LOSSLESS = (".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
-LOSSY = (".jpg", ".jpeg")
+LOSSLESS = (".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+LOSSY = (".jpg", ".jpeg", ".jfif", ".jpe")
+# as Pillow names them
+_FORMATS = ("PNG", "BMP", "WEBP", "TIFF", "PPM")
+# of a TIFF, tag 259: JPEG of two kinds, JPEG 2000, WebP
+_LOSSY_TIFF = (6, 7, 34712, 50001)
 
 
 class Images:
@@ -70,13 +81,15 @@ def open_images(path: Path, least: int = LEAST_SAMPLES) -> Images:
 
 
 def _in_folder(path: Path) -> Images:
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*LOSSLESS, *LOSSY))
+    tree = folder_tree(path)
+    if tree.flaws:
+        folder, flaw = next(iter(tree.flaws.items()))
+        raise UserError(f"{path / tree.inside / folder}: {flaw}")
+    files = sorted(path / tree.inside / name for name in tree.images)
     if not files:
         raise UserError(f"{path} holds no images: give a folder of {', '.join(LOSSLESS)}")
     if lossy := next((p for p in files if p.suffix.lower() in LOSSY), None):
-        raise UserError(
-            f"{lossy} is a JPEG, which moves a Frechet distance by units: save samples lossless"
-        )
+        raise _lossy(lossy, "JPEG")
     return Images(files)
 
 
@@ -98,7 +111,43 @@ def _in_file(path: Path) -> Images:
 
 def _picture(file: Path) -> NDArray[np.uint8]:
     """(3, H, W)."""
+    data = file.read_bytes()
     try:
-        return Picture()(file.read_bytes())
+        found = Picture(background="white").look(data)
     except BadInputError as error:
         raise UserError(f"{file}: {error}") from error
+    if found.format not in _FORMATS or _is_lossy(found.format, data):
+        raise _lossy(file, found.format)
+    if found.traits:
+        traits = ", ".join(found.traits)
+        raise UserError(
+            f"{file} is {traits}: save samples as images of one frame, 8 bits and no transparent parts"
+        )
+    return found.pixels
+
+
+def _lossy(file: Path, format: str) -> UserError:
+    return UserError(
+        f"{file} is a {format}, which moves a Frechet distance by units: save samples lossless, as PNG"
+    )
+
+
+def _is_lossy(format: str, data: bytes) -> bool:
+    """Whether an image of a format that has both was compressed with a loss."""
+    if format == "WEBP":
+        return not _is_lossless_webp(data)
+    if format != "TIFF":
+        return False
+    with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
+        return getattr(image, "tag_v2", {}).get(259) in _LOSSY_TIFF
+
+
+def _is_lossless_webp(data: bytes) -> bool:
+    """Whether the first bitstream of its RIFF chunks is one of VP8L (RFC 9649, section 2)."""
+    place = 12
+    while place + 8 <= len(data):
+        kind, size = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
+        if kind in (b"VP8 ", b"VP8L"):
+            return kind == b"VP8L"
+        place += 8 + size + size % 2
+    return False

@@ -19,7 +19,7 @@ from torch import Tensor
 from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
 from selfguide.diffusion.conditions import Condition
 from selfguide.sampling import queries
-from selfguide.sampling.generate import generate_each
+from selfguide.sampling.generate import check_finite, generate_each
 from selfguide.sampling.grid import write_grid
 from selfguide.sampling.group_names import Naming, naming_of
 from selfguide.snapshot import Snapshot, load
@@ -173,6 +173,7 @@ def export(
         part = condition.map(lambda tensor: tensor[numbers])
         x, took = draw(snapshot, sampler, part, seeds[numbers], options.batch)
         evaluations = max(evaluations, took)
+        check_finite(x, int(numbers[0]))
         return to_images(snapshot.data["header"], x, codec)
 
     def finish(first: Tensor) -> None:
@@ -258,6 +259,13 @@ def load_snapshot(
             f"{error}: it was not published to its end, or was damaged since"
         ) from error
     return snapshot, folder
+
+
+def load_scored(name: str, runs: str) -> tuple[Snapshot, Path]:
+    """The same with the average that its run's evaluation scores."""
+    snapshot, folder = load_snapshot(name, runs)
+    average = snapshot.config.evaluation.average
+    return load_snapshot(str(folder), runs, ema=average) if average else (snapshot, folder)
 
 
 def with_recipe(snapshot: Snapshot, folder: Path, metric: str, ema: int | None = None) -> Snapshot:

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from selfguide.discovery.resumable import Rows
-from selfguide.evaluation.beside import Beside
+from selfguide.evaluation.beside import Beside, check_features
 from selfguide.evaluation.features.net import FeatureNet, load_feature_net
 from selfguide.evaluation.metrics.frechet import parted
 from selfguide.evaluation.scores import (
@@ -32,8 +32,8 @@ from selfguide.evaluation.scores import (
 )
 from selfguide.spec.config import EvaluationConfig, build
 from selfguide.spec.config.laws import check, check_read
-from selfguide.spec.data_fit import part_seed
-from selfguide.spec.extras import OF_TEST, SETTINGS, check_sets, extras
+from selfguide.spec.data_fit import check_part, part_seed
+from selfguide.spec.extras import OF_TEST, OF_TRAINING, SETTINGS, check_sets, extras
 from selfguide.spec.identity import digest
 from selfguide.spec.records import crop_rule
 from selfguide.spec.suggest import nearest
@@ -74,6 +74,8 @@ def run(options: argparse.Namespace) -> int:
     }
     try:
         known, beside = _known(net, evaluation), _beside(net, evaluation)
+        # before images are read
+        check_features(evaluation, known.features, OF_TRAINING)
     except UserError as error:
         raise _as_typed(error) from error
     nets = [net, *others.values()]
@@ -84,12 +86,21 @@ def run(options: argparse.Namespace) -> int:
     work.mkdir(parents=True, exist_ok=True)
     # the same command may be running
     with lock(work, create=False, required=False):
+        parts = parts_in(work, len(images), options.batch)
         try:
-            parts = parts_in(work, len(images), options.batch)
-            scores = _scores(parts, images, nets, known, beside, evaluation)
+            fill(
+                parts,
+                lambda rows: torch.cat([each.rows(images.at(rows)) for each in nets], 1),
+                doing=f"scoring {len(images):,} images",
+            )
         except UserError as error:
             # of files that nobody scores as they are
             shutil.rmtree(work, ignore_errors=True)
+            raise _as_typed(error) from error
+        try:
+            scores = _scores(parts, nets, known, beside, evaluation)
+        except UserError as error:
+            # by other settings the same parts have a score
             raise _as_typed(error) from error
         shutil.rmtree(work, ignore_errors=True)
     found = {
@@ -116,18 +127,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _scores(
     parts: Rows,
-    images: Images,
     nets: Sequence[FeatureNet],
     known: Known,
     beside: Beside,
     evaluation: EvaluationConfig,
 ) -> dict[str, float]:
-    """The scores of images, whose features in all nets, the protocol's first, are kept in `parts`."""
-    fill(
-        parts,
-        lambda rows: torch.cat([each.rows(images.at(rows)) for each in nets], 1),
-        doing=f"scoring {len(images):,} images",
-    )
+    """The scores of images whose features in all nets, the protocol's first, are in `parts`."""
     if "fdr" in evaluation.metrics:
         beside = _with_ratios(beside, parts, nets, evaluation, known)
     protocol = evaluation.protocol
@@ -202,6 +207,7 @@ def _as_typed(error: UserError) -> UserError:
         lambda found: "--metrics " + re.sub(r"[',]", "", found[1]),
         str(error),
     )
+    text = re.sub(r"evaluation\.metrics\b", "--metrics", text)
     text = re.sub(r"evaluation\.(shards|reference)=", r"--\1 ", text)
     text = re.sub(r"evaluation\.(\w+)", r"--setting \1", text)
     return UserError(re.sub(r"evaluation=(\w+)", r"--protocol \1", text))
@@ -233,11 +239,7 @@ def _made(root: str, net: FeatureNet, evaluation: EvaluationConfig) -> Known:
         decided["seed"] = seed
     if crop is not None:
         decided["crop"] = crop_rule(evaluation)
-    if count is not None and count > manifest.count:
-        raise UserError(
-            f"evaluation.reference_count={count}: {root} holds {manifest.count} images; give "
-            f"evaluation.reference_count={manifest.count} or less, or leave it out"
-        )
+    check_part(evaluation, manifest.count, f"{root} holds {manifest.count} images")
     folder = REFERENCES / f"{manifest.hash[:12]}-{digest(decided)}"
     known = make_reference(
         root,

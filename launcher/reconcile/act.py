@@ -110,15 +110,20 @@ def _start(view: RunView, points: Sequence[decide.Point]) -> list[str]:
     """Submits a job for each point that nobody else is submitting; they need the same resources."""
     assert view.newest is not None
     run, at, config = view.folder, view.newest.files, points[0].config
-    requests = [request for each in points if (request := _claim(view, each)) is not None]
-    if not requests:
-        return []
-    idle = decide.training_state(view) == "gone"
-    final = all(each.images >= view.images for each in points)
-    shape = jobs.evaluation(config, at, run.root.name, requests[0], idle=idle, final=final)
-    shape = replace(shape, exclude=nodes.names(nodes.barred(run, config)), code=_current_code(at))
+    # what may fail comes before a try is claimed
+    exclude, code = nodes.names(nodes.barred(run, config)), _current_code(at)
+    backend = backends.of(config.cluster)
+    requests: list[Path] = []
     try:
-        backend = backends.of(config.cluster)
+        for each in points:
+            if (request := _claim(view, each)) is not None:
+                requests.append(request)
+        if not requests:
+            return []
+        idle = decide.training_state(view) == "gone"
+        final = all(each.images >= view.images for each in points)
+        shape = jobs.evaluation(config, at, run.root.name, requests[0], idle=idle, final=final)
+        shape = replace(shape, exclude=exclude, code=code)
         if len(requests) == 1:
             records = [backend.submit(shape)]
         else:
@@ -127,9 +132,10 @@ def _start(view: RunView, points: Sequence[decide.Point]) -> list[str]:
             records = backend.submit_array(
                 [replace(together, argument=str(request)) for request in requests]
             )
-    except UserError:
+    except (UserError, OSError):
+        # no job came of them
         for request in requests:
-            shutil.rmtree(request.parent)
+            shutil.rmtree(request.parent, ignore_errors=True)
         raise
     for request, record in zip(requests, records, strict=True):
         write_record(request.with_name("job.json"), record)
@@ -156,7 +162,11 @@ def _claim(view: RunView, point: decide.Point) -> Path | None:
     except FileExistsError:
         return None
     submission = {"world": config.evaluation.ranks, "kind": config.cluster.kind}
-    write_record(folder / "submission.json", submission)
+    try:
+        write_record(folder / "submission.json", submission)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder / "request.json"
 
 
@@ -184,6 +194,9 @@ def record_skip(view: RunView, point: decide.Point, reason: str) -> None:
 
 def _next_record(view: RunView, point: decide.Point) -> int:
     earlier = [record.attempt for record in view.records if record.key == point.key]
+    # one that is damaged keeps its number; as they were when the view was read, or two who act at once would differ
+    numbers = (name.removeprefix(f"{point.key}.").partition(".")[0] for name in view.damaged)
+    earlier += (int(number) for number in numbers if number.isdigit())
     return 1 + max(earlier, default=0)
 
 

@@ -12,7 +12,7 @@ from launcher.reconcile.restart import backoff
 from launcher.reconcile.view import EvaluationView, RunView
 from selfguide.spec import recipe
 from selfguide.spec.config import Config
-from selfguide.spec.lacks import lacks_of
+from selfguide.spec.lacks import Lack, lacks_of
 from selfguide.spec.metrics import FEATURES, higher_is_better
 from selfguide.spec.records import EvaluationRecord, Protocol, label_policy, record_key
 from selfguide.spec.score_sweep import ScoreSweep
@@ -134,7 +134,7 @@ def _points_wanted(
     """
     if view.newest is None or evaluations_stopped(view):
         return (), (), False
-    waiting = [each for each in unscored_points(view, config) if not _lacks(view, each)]
+    waiting = [each for each in unscored_points(view, config) if not lacked(view, each)]
     jobs = {each.key: _jobs_with(view, each.key) for each in waiting}
     working = [each for each in waiting if at_work(view, jobs[each.key])]
     busy = Counter(each.sweep for each in working)
@@ -157,12 +157,16 @@ def _points_wanted(
     return tuple(start), tuple(lost), bool(waiting)
 
 
-def _lacks(view: RunView, point: Point) -> bool:
-    """Whether the protocol of a point waits for a file."""
-    protocol = point.config.evaluation.protocol
-    return any(
-        lack.evaluation is None or lack.evaluation.protocol == protocol for lack in view.lacks
-    )
+def lacked(view: RunView, point: Point) -> tuple[Lack, ...]:
+    """Returns the files that a point of a sweep waits for."""
+    wanted = point.config.evaluation
+
+    def waits(lack: Lack) -> bool:
+        by = lack.evaluation
+        # what confirms a choice reads the same files
+        return by is None or replace(by, samples=wanted.samples, seed=wanted.seed) == wanted
+
+    return tuple(lack for lack in (*view.lacks, *view.sweep_lacks) if waits(lack))
 
 
 def unscored_points(view: RunView, config: Config | None = None) -> list[Point]:
@@ -351,7 +355,7 @@ def startable(view: RunView) -> bool:
         for each in view.config.scored_by
         if not lacks_of(view.lacks, each.evaluation)
     )
-    return waits or any(not _lacks(view, each) for each in unscored_points(view))
+    return waits or any(not lacked(view, each) for each in unscored_points(view))
 
 
 def unscored(view: RunView, config: Config | None = None) -> tuple[int, ...]:

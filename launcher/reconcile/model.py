@@ -169,6 +169,8 @@ class RunView:
     evaluations: tuple[EvaluationView, ...] = ()
     # by images, key and attempt
     records: tuple[EvaluationRecord, ...] = ()
+    # names of files among them that cannot be read
+    damaged: tuple[str, ...] = ()
     # how its snapshots are to be scored beside the config's protocol
     sweeps: tuple[ScoreSweep, ...] = ()
     # when somebody last asked for the scores that are missing, and for those that had failed, too
@@ -176,6 +178,8 @@ class RunView:
     retry_asked: float = 0.0
     # files that the evaluations of its config wait for
     lacks: tuple[Lack, ...] = ()
+    # and those that points of its sweeps wait for
+    sweep_lacks: tuple[Lack, ...] = ()
     # a sentence for each file that could not be read
     problems: tuple[str, ...] = ()
 

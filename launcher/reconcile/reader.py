@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +19,16 @@ from launcher.reconcile.cache import Cache
 from launcher.reconcile.model import AttemptView, EvaluationView, JobView, RunView
 from selfguide.spec import timm_nets
 from selfguide.spec.config import Config
-from selfguide.spec.lacks import encoder_of, lacks
-from selfguide.spec.records import PART, PARTS, UNREADABLE, EvaluationRecord
+from selfguide.spec.lacks import Lack, encoder_of, lacks
+from selfguide.spec.records import (
+    PART,
+    PARTS,
+    PASS,
+    REFERENCE,
+    REFERENCES,
+    UNREADABLE,
+    EvaluationRecord,
+)
 from selfguide.spec.retention import DELETED, PINS, Deleted, deleted_record
 from selfguide.spec.run import RunFolder, image_folder, names_in, numbered
 from selfguide.spec.score_sweep import SWEEPS, ScoreSweep, sweeps_folder
@@ -65,6 +74,8 @@ class RunReader:
         names = [name for name in there if name.startswith("img-")]
         self.sweeps = sorted(names_in(sweeps_folder(run))) if SWEEPS in there else []
         self.records = sorted(name for name in names if name.endswith(".json"))
+        # of these, once they were read
+        self.damaged: tuple[str, ...] = ()
         self.settled = {name[: -len(".json")] for name in self.records}
         root = evaluations(run)
         tries = sorted(names_in(root))
@@ -130,6 +141,7 @@ class RunReader:
         snapshots, selections = self._snapshots(published), self._selections()
         asked = self.object(evaluation_asked(self.run)) or {}
         config = self._config() if self._wants_config(images in snapshots) else None
+        sweeps, encoder = self._sweeps(), _encoder(snapshots) if snapshots else None
         return RunView(
             folder=self.run,
             time=time.time(),
@@ -151,12 +163,14 @@ class RunReader:
             checkpoints=tuple(self._checkpoints()) if self.history else (),
             saved_at=self._times(self.run.checkpoints),
             published_at=self._times(self.run.snapshots),
-            evaluations=tuple(self._evaluation(folder) for folder in self.evaluations),
+            evaluations=self._evaluations(),
             records=self._records(selections),
-            sweeps=self._sweeps(),
+            damaged=self.damaged,
+            sweeps=sweeps,
             evaluation_asked=float(asked.get("time", 0.0)),
             retry_asked=float(asked.get("retry", 0.0)),
-            lacks=lacks(config, _encoder(snapshots)) if config and snapshots else (),
+            lacks=lacks(config, encoder) if config and snapshots else (),
+            sweep_lacks=_sweep_lacks(config, sweeps, encoder) if config and snapshots else (),
             problems=tuple(dict.fromkeys(self.problems)),
         )
 
@@ -232,6 +246,11 @@ class RunReader:
         }
         return {rank: record for rank, record in found.items() if record is not None}
 
+    def _evaluations(self) -> tuple[EvaluationView, ...]:
+        found = map(self._evaluation, self.evaluations)
+        # a folder is made before the request in it, by which a try is claimed: without one it is nobody's
+        return tuple(each for each in found if each.job is not None or each.claimed)
+
     def _evaluation(self, folder: Path) -> EvaluationView:
         key, _, attempt = folder.name.rpartition(".")
         job = self.known.get(folder / "job.json")
@@ -242,19 +261,39 @@ class RunReader:
             attempt=int(attempt),
             job=job,
             begin=self.once(f"{folder}/start-0.json"),
-            exit=self.once(f"{folder}/exit-0.json"),
+            exit=self._exit(folder),
             advanced=self._advanced(folder, key),
             claimed=0.0 if job else parse.changed(folder / "request.json"),
         )
 
+    def _exit(self, folder: Path) -> dict[str, Any] | None:
+        """How an evaluation ended: of several ranks by the one that failed, for which the others were ended."""
+        own = self.once(f"{folder}/exit-0.json")
+        if own is not None and own.get("class") != "signal":
+            return own
+        ranks = parse.ranks(set(names_in(folder)), "exit")
+        ends = (self.once(f"{folder}/exit-{rank}.json") for rank in ranks)
+        outside = ("ok", "signal", "preempted")
+        return next((end for end in ends if end and end.get("class") not in outside), own)
+
     def _advanced(self, folder: Path, key: str) -> bool:
-        """Whether a block of samples was finished since this job began; asked where its time limit ended it."""
+        """Whether a part was finished since this job began: of samples, of their reference, or a pass of a probe.
+
+        Asked where its time limit ended it.
+        """
         job = self.known.get(folder / "job.json")
         if job is None or not str(job.ending.get("state", "")).startswith("TIMEOUT"):
             return False
         began = parse.changed(folder / "start-0.json")
-        blocks = self.run.evals.glob(f"{PARTS}/{key}-*/{PART}*")
-        return began > 0 and any(parse.changed(block) >= began for block in blocks)
+        # references are shared: what another evaluation has made of one, this one need not make either
+        references = self.run.root.parent.parent / REFERENCES
+        made = itertools.chain(
+            self.run.evals.glob(f"{PARTS}/{key}-*/**/{PART}*"),
+            self.run.evals.glob(f"{PARTS}/{key}-*/*{PASS}"),
+            references.glob(f"*/parts/{PART}*"),
+            references.glob(f"*/{REFERENCE}"),
+        )
+        return began > 0 and any(parse.changed(part) >= began for part in made)
 
     def _times(self, parent: Path) -> dict[int, float]:
         """When each checkpoint or snapshot of a folder was published, by its images."""
@@ -303,8 +342,9 @@ class RunReader:
 
     def _records(self, selections: Sequence[Selection]) -> tuple[EvaluationRecord, ...]:
         folder = str(self.run.evals)
-        found = [self._try(f"{folder}/{name}", parse.record) for name in self.records]
-        known = [record for record in found if record is not None]
+        found = {name: self._try(f"{folder}/{name}", parse.record) for name in self.records}
+        self.damaged = tuple(name for name, record in found.items() if record is None)
+        known = [record for record in found.values() if record is not None]
         if selections:
             known = [with_selections(record, selections) for record in known]
         return tuple(sorted(known, key=lambda r: (r.images, r.key, r.attempt)))
@@ -364,6 +404,20 @@ def _pinned(config: Config) -> Config:
         first, *more = map(timm_nets.pinned, (config.evaluation, *config.more_evaluations))
         return dataclasses.replace(config, evaluation=first, more_evaluations=tuple(more))
     return config
+
+
+def _sweep_lacks(
+    config: Config, sweeps: Sequence[ScoreSweep], encoder: str | None
+) -> tuple[Lack, ...]:
+    """The files that the protocols of sweeps wait for."""
+    asked: list[Config] = []
+    for sweep in sweeps:
+        # one of another version has no points here
+        with contextlib.suppress(UserError):
+            for each in sweep.configs(config):
+                if all(each.evaluation != other.evaluation for other in asked):
+                    asked.append(each)
+    return tuple(lack for each in asked for lack in lacks(each, encoder))
 
 
 def _encoder(snapshots: Mapping[int, Mapping[str, Any]]) -> str | None:

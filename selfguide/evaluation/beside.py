@@ -27,7 +27,7 @@ from selfguide.evaluation.metrics.precision_recall import precision_recall
 from selfguide.evaluation.metrics.ufid import ufid
 from selfguide.evaluation.progress import Progress, silent
 from selfguide.spec.config import EvaluationConfig
-from selfguide.spec.extras import measured
+from selfguide.spec.extras import check_real, measured
 from shards.errors import UserError
 
 Features = NDArray[np.generic]
@@ -80,15 +80,40 @@ class Measured:
             UserError: the reference holds none.
         """
         if self.real is None:
-            raise UserError(
-                f"evaluation.metrics: {name} needs features of real images, and "
-                f"evaluation.reference={self.evaluation.reference} holds a mean and a covariance alone; give "
-                f"evaluation.shards=ROOT in its place, or a file that `python -m tools.reference make ROOT` wrote"
-            )
+            raise _lacks_features(self.evaluation, name)
         return self.real
 
     def training(self, name: str) -> Features:
         return self.kept(name) if self.beside.train is None else self.beside.train
+
+
+def check_features(
+    evaluation: EvaluationConfig, real: Features | None, more: Sequence[str] = ()
+) -> None:
+    """Returns when a reference keeps the features that metrics need: asked before samples are drawn.
+
+    Args:
+        real: of the reference, where it keeps some.
+        more: metrics that read them as well, where nothing else is known of the training images.
+
+    Raises:
+        UserError: it keeps none, or too few of them.
+    """
+    for name in ("precision_recall", "kid", "density_coverage", *more):
+        if real is None and name in evaluation.metrics:
+            raise _lacks_features(evaluation, name)
+    if real is not None:
+        given = next((n for n in ("reference", "shards") if getattr(evaluation, n)), None)
+        told = f"evaluation.{given}={getattr(evaluation, given)}" if given else "the run's images"
+        check_real(evaluation, len(real), told)
+
+
+def _lacks_features(evaluation: EvaluationConfig, name: str) -> UserError:
+    return UserError(
+        f"evaluation.metrics: {name} needs features of real images, and "
+        f"evaluation.reference={evaluation.reference} holds a mean and a covariance alone; give "
+        f"evaluation.shards=ROOT in its place, or a file that `python -m tools.reference make ROOT` wrote"
+    )
 
 
 def measure(of: Measured) -> Scores:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
 from selfguide.discovery.resumable import array
-from selfguide.evaluation.beside import Beside, Clusters, over_sets
+from selfguide.evaluation.beside import Beside, Clusters, check_features, over_sets
 from selfguide.evaluation.clusters import Clustering, clustering
 from selfguide.evaluation.features.net import FeatureNet, exact, load_feature_net
 from selfguide.evaluation.metrics.frechet import Reference
@@ -43,7 +43,7 @@ from selfguide.sampling.condition_sampler import (
     TrainingImages,
     condition_sampler,
 )
-from selfguide.sampling.generate import generate_each
+from selfguide.sampling.generate import check_finite, generate_each
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import Config, EvaluationConfig
 from selfguide.spec.extras import OF_TEST, OF_TRAINING
@@ -106,6 +106,8 @@ def score_images(
         for number in range(evaluation.sets)
     ]
     known = reference_of(snapshot, evaluation, net, work)
+    if known is not None:
+        check_features(evaluation, known.features)
     for made in sets:
         fill(made.parts, made.rows, doing="samples", rank=work.rank, world=work.world)
     latents = _latents(snapshot, evaluation, net, samples.codec, work)
@@ -183,12 +185,7 @@ class _Samples:
         snapshot = self.snapshot
         with exact():
             x, evaluations = self.drawn(first, self.config.evaluation.batch)
-            bad = ~torch.isfinite(x).flatten(1).all(1)
-            if bad.any():
-                raise UserError(
-                    f"sample {first + int(bad.int().argmax())} of this snapshot is NaN or infinite: it cannot be "
-                    "scored; look at its loss, or sample with more steps or less guidance"
-                )
+            check_finite(x, first)
             return to_images(snapshot.data["header"], x, self.codec), evaluations
 
     def drawn(self, first: int, size: int, snapshot: Snapshot | None = None) -> tuple[Tensor, int]:

@@ -28,7 +28,7 @@ from selfguide.evaluation.metrics.frechet import Reference, between, frechet, pa
 from selfguide.evaluation.metrics.moments import BLOCKS, Moments
 from selfguide.evaluation.probe import probe
 from selfguide.sampling.condition_sampler import conditions_each_patch
-from selfguide.sampling.generate import generate
+from selfguide.sampling.generate import check_finite, generate
 from selfguide.sampling.grid import write_grid
 from selfguide.sampling.groups import nearest_prototypes
 from selfguide.snapshot import Snapshot, load
@@ -36,7 +36,14 @@ from selfguide.spec.config import Config, build
 from selfguide.spec.contamination import uses
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.rank_status import RankStatus
-from selfguide.spec.records import EvaluationRecord, Protocol, grid_path, parts_path, scored
+from selfguide.spec.records import (
+    REFERENCES,
+    EvaluationRecord,
+    Protocol,
+    grid_path,
+    parts_path,
+    scored,
+)
 from selfguide.spec.retention import deletion
 from selfguide.spec.run import RunFolder
 from selfguide.spec.selections import nets_that_selected
@@ -47,8 +54,6 @@ log = logging.getLogger(__name__)
 
 # of a disk that is full, or may not be written
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-# beside the runs of all experiments: statistics of real images, each made once
-REFERENCES = ".references"
 
 
 def main(
@@ -224,7 +229,7 @@ def fd_digits(
         The scores, the network evaluations a sample took, and the samples as uint8 (N, 1, 8, 8) with levels 0..255.
 
     Raises:
-        UserError: the digit net is not the one that the protocol names.
+        UserError: the digit net is not the one that the protocol names, or samples are not finite.
     """
     sampler, evaluation = config.sampler, config.evaluation
     data = shards.read_all(snapshot.data["root"])
@@ -247,6 +252,7 @@ def fd_digits(
     )
     for made, evaluations in batches:
         status.enter("evaluate")
+        check_finite(made, sum(map(len, parts)))
         parts.append(normaliser.pixels(made))
         nfe = max(nfe, evaluations)
         log.info(f"{sum(map(len, parts)):,} / {evaluation.samples:,} samples")

@@ -36,7 +36,7 @@ from selfguide.evaluation.metrics.probe import (
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import EvaluationConfig
 from selfguide.spec.rank_status import RankStatus
-from selfguide.spec.records import layer_name
+from selfguide.spec.records import PASS, layer_name
 from shards import cli
 from shards.errors import UserError
 from shards.format.manifest import Manifest
@@ -223,7 +223,7 @@ class _Unit:
         return self.net.of_layers(batch.x0, batch.eps, self.numbers, place)
 
     def _state(self, work: Path) -> Path:
-        return work / f"{self.name}.pt"
+        return work / f"{self.name}{PASS}"
 
 
 def _units(snapshot: Snapshot, data: Labelled, evaluation: EvaluationConfig) -> list[_Unit]:

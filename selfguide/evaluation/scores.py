@@ -34,7 +34,7 @@ from selfguide.randomness import sample, uniform
 from selfguide.spec.config import EvaluationConfig
 from selfguide.spec.extras import measured
 from selfguide.spec.metrics import LEAST_SAMPLES
-from selfguide.spec.records import PART
+from selfguide.spec.records import PART, REFERENCE
 from selfguide.spec.weight_files import locate_reference, reference_places
 from shards import storage
 from shards.errors import UserError
@@ -327,7 +327,7 @@ def make_reference(
     Raises:
         UserError: the images are too few for two halves, or smaller than the window.
     """
-    file = folder / "reference.npz"
+    file = folder / REFERENCE
     manifest = manifests.load(root)
     total = min(count or manifest.count, manifest.count)
     if total < 2 * LEAST_SAMPLES:

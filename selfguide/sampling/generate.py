@@ -19,6 +19,7 @@ from selfguide.sampling.groups import sampling_condition
 from selfguide.sampling.weak import build_denoiser
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import SamplerConfig
+from shards.errors import UserError
 
 
 def generate(
@@ -59,6 +60,20 @@ def generate_each(
         span = slice(start, start + batch)
         part = condition.map(lambda tensor, span=span: tensor[span])  # type: ignore[misc]
         yield _batch(snapshot, sampler, part, seeds[span], callback)
+
+
+def check_finite(samples: Tensor, first: int) -> None:
+    """Returns where samples (B, C, H, W) are finite: as levels NaN would be black, and have a score like any other.
+
+    Raises:
+        UserError: one is not; they are counted from `first`.
+    """
+    bad = ~torch.isfinite(samples).flatten(1).all(1)
+    if bad.any():
+        raise UserError(
+            f"sample {first + int(bad.int().argmax())} of this snapshot is NaN or infinite: it cannot be scored; look "
+            "at its loss, or sample with more steps or less guidance"
+        )
 
 
 def draw(

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfguide.spec.config import Config
+from selfguide.spec.config import Config, EvaluationConfig
 from selfguide.spec.config.augment import check_augmented
 from selfguide.spec.config.data import check_stored
 from selfguide.spec.config.evaluation import LEAST_REAL
-from selfguide.spec.extras import OF_TRAINING
+from selfguide.spec.extras import OF_TRAINING, check_real
 from selfguide.spec.initial_weights import read_snapshot
 from selfguide.spec.metrics import FEATURES
 from shards import storage
@@ -123,7 +123,13 @@ def check_counts(config: Config, header: Header, count: Callable[[], int]) -> No
     check_samples(config, latents)
     of_training = latents or bool({*evaluation.metrics} & {*OF_TRAINING})
     compared = not (evaluation.reference or evaluation.shards)
-    if not (of_training or compared) or (found := count()) >= LEAST_REAL:
+    if not (of_training or compared):
+        return
+    if (found := count()) >= LEAST_REAL:
+        if compared:
+            told = f"data.root={config.data.root} holds {found} images"
+            check_part(evaluation, found, told)
+            check_real(evaluation, found, told)
         return
     cure = "evaluation=none"
     if compared:
@@ -147,6 +153,23 @@ def check_samples(config: Config, latents: bool) -> None:
 def _of_images(config: Config) -> bool:
     features = FEATURES.get(config.evaluation.protocol)
     return features is not None and features.of_images
+
+
+def check_part(evaluation: EvaluationConfig, count: int, told: str) -> None:
+    """Returns when there are as many real images as a protocol says that it compares with.
+
+    Args:
+        told: what says that there are `count` of them.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    asked = evaluation.reference_count
+    if asked is not None and asked > count:
+        raise UserError(
+            f"evaluation.reference_count={asked}: {told}; give evaluation.reference_count={count} or less, or leave it "
+            "out"
+        )
 
 
 def part_seed(manifest: Manifest) -> int | None:

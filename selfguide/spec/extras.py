@@ -174,9 +174,39 @@ def check_sets(evaluation: EvaluationConfig) -> None:
                 f"{'this protocol itself' if name == evaluation.protocol else 'no protocol with a net of its own'}"
                 f"{nearest(name, known)}; known: {', '.join(p for p in known if p != evaluation.protocol)}"
             )
-    for name, k in (("precision_recall", evaluation.pr_k), ("density_coverage", evaluation.dc_k)):
-        if name in metrics and evaluation.kept <= k:
+    for field in ("kept", "reference_count"):
+        value = getattr(evaluation, field)
+        if value is not None:
+            check_real(evaluation, value, f"evaluation.{field}={value}", f"evaluation.{field}=")
+    sizes, k = evaluation.pr_sizes, evaluation.pr_k
+    if "precision_recall" in measured(evaluation) and min(*sizes, evaluation.samples) <= k:
+        raise UserError(
+            f"evaluation.pr_k={k}, evaluation.pr_sizes=[{sizes[0]},{sizes[1]}] and "
+            f"evaluation.samples={evaluation.samples}: each set needs more images than neighbours that are looked at; "
+            "give evaluation.pr_k=3, or more images"
+        )
+
+
+def check_real(evaluation: EvaluationConfig, real: int, told: str, cure: str = "") -> None:
+    """Returns when every metric of a protocol has real images enough, of which features are kept.
+
+    Args:
+        told: what says that there are so many, as it is typed.
+        cure: the setting that gives more, up to its value; "" where the images themselves are too few.
+
+    Raises:
+        UserError: they are too few for one.
+    """
+    for name, field, least in (
+        ("precision_recall", "pr_k", evaluation.pr_k + 1),
+        ("density_coverage", "dc_k", evaluation.dc_k + 1),
+        ("kid", "kid_size", evaluation.kid_size),
+    ):
+        if name in evaluation.metrics and real < least:
+            given = f"evaluation.{field}={getattr(evaluation, field)}"
+            lower = f"evaluation.{field}={real if field == 'kid_size' else real - 1}"
+            more = f"{cure}{least} or more" if cure else "more of them"
             raise UserError(
-                f"evaluation.kept={evaluation.kept} real images have no {k} neighbours, which {name} looks at; give "
-                f"evaluation.kept={k + 1} or more"
+                f"{told}: {real} real images are too few for {name} with {given}, which needs {least}; give {more}, "
+                f"{lower} or less, or leave {name} out"
             )

@@ -251,8 +251,11 @@ def grid_path(run: RunFolder, key: str, attempt: int) -> Path:
     return run.evals / f"{key}.{attempt}.png"
 
 
-# of evaluations that are not over: hidden folders of finished parts, one for each block of samples
-PARTS, PART = ".parts", "features-"
+# of evaluations that are not over: hidden folders of finished parts, one for each block of samples; of a probe the end
+# of the name of what a pass leaves
+PARTS, PART, PASS = ".parts", "features-", ".pt"
+# beside the runs of all experiments: statistics of real images, each made once, in a folder of its own
+REFERENCES, REFERENCE = ".references", "reference.npz"
 
 
 def parts_path(run: RunFolder, key: str, snapshot_sha256: str) -> Path:

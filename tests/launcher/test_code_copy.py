@@ -40,6 +40,23 @@ def test_its_hash_is_of_the_content(tmp_path: Path) -> None:
     assert code_copy.content_hash(tmp_path / "b" / "code") != one["hash"]
 
 
+def test_copy_that_another_process_made_meanwhile_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git = code_copy.git
+
+    def other(root: Path) -> dict[str, object]:
+        monkeypatch.setattr(code_copy, "git", git)
+        code_copy.copy(tmp_path / "copies" / "0123")
+        return git(root)
+
+    # the last that is asked before the copy has its name
+    monkeypatch.setattr(code_copy, "git", other)
+    about = code_copy.copy(tmp_path / "copies" / "0123")
+    assert code_copy.content_hash(tmp_path / "copies" / "0123") == about["hash"]
+    assert sorted(p.name for p in (tmp_path / "copies").iterdir()) == ["0123", "0123.json"]
+
+
 def test_git_is_named_where_it_tracks_the_source_and_only_there(tmp_path: Path) -> None:
     assert code_copy.git(tmp_path) == {}
     (tmp_path / "launcher").mkdir()

@@ -5,9 +5,11 @@ By a backend in memory, whose jobs are over as soon as they are submitted: no pr
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -30,10 +32,19 @@ from selfguide.spec.config import Config, build
 from selfguide.spec.contamination import uses
 from selfguide.spec.files import to_yaml
 from selfguide.spec.identity import digest, identity
-from selfguide.spec.records import PART, EvaluationRecord, Protocol, parts_path, records
+from selfguide.spec.records import (
+    PART,
+    PASS,
+    REFERENCE,
+    REFERENCES,
+    EvaluationRecord,
+    Protocol,
+    parts_path,
+    records,
+)
 from selfguide.spec.run import RunFolder, read_record, write_record
 from selfguide.spec.weight_files import FOLDER, INCEPTION
-from shards.errors import UserError
+from shards.errors import NoRoomError, UserError
 from shards.format import manifest as manifests
 
 
@@ -199,6 +210,52 @@ def test_time_limit_is_a_try_only_where_no_block_of_samples_was_made(
     watch.watch(run.root)
     assert outcome(run) == [(640, "done"), (1280, "failed")]
     assert len(read(run).evaluations) == 6 + 3
+
+
+@pytest.mark.parametrize("made", ["set", "pass", "part", "reference"])
+def test_time_limit_is_no_try_where_any_part_of_the_work_was_finished(
+    run: RunFolder, memory: Memory, made: str
+) -> None:
+    def limited(request: Path) -> None:
+        wanted = json.loads(request.read_text())
+        if wanted["images"] == 1280 or wanted["attempt"] > 4:
+            score(request)
+            return
+        write_record(request.with_name("start-0.json"), {})
+        memory.ends[str(len(memory.jobs))] = {"state": "TIMEOUT"}
+        folder = parts_path(run, wanted["key"], "0" * 64)
+        known = run.root.parent.parent / REFERENCES / "0123"
+        file = {
+            "set": folder / "set-1" / f"{PART}000000.npy",
+            "pass": folder / f"t0.2{PASS}",
+            "part": known / "parts" / f"{PART}000000.npy",
+            "reference": known / REFERENCE,
+        }[made]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+    memory.evaluate = limited
+    watch.watch(run.root)
+    assert outcome(run) == [(640, "done"), (1280, "done")]
+    assert len(read(run).evaluations) == 5 + 1
+
+
+@pytest.mark.parametrize(("kind", "tries"), [("user", 1), ("error", 3)])
+def test_evaluation_whose_second_rank_fails_ends_as_that_rank_did(
+    run: RunFolder, memory: Memory, kind: str, tries: int
+) -> None:
+    def fall(request: Path) -> None:
+        # the others are ended for it
+        ends(code=143, **{"class": "signal"})(request)
+        said = {"code": 1, "class": kind, "message": "sample 7 of this snapshot is NaN"}
+        write_record(request.with_name("exit-1.json"), said)
+        write_record(request.with_name("exit-2.json"), {"code": 143, "class": "signal"})
+
+    memory.evaluate = fall
+    watch.watch(run.root)
+    assert outcome(run) == [(640, "failed"), (1280, "failed")]
+    assert len(read(run).evaluations) == 2 * tries
+    assert {each.message for each in records(run)} == {"sample 7 of this snapshot is NaN"}
 
 
 def test_evaluation_that_is_killed_each_time_is_given_up(run: RunFolder, memory: Memory) -> None:
@@ -486,6 +543,37 @@ def test_shards_to_compare_with_are_known_by_their_manifest(
     assert config.evaluation.manifest == manifests.load(data).hash
 
 
+def test_point_of_a_sweep_waits_for_its_own_files_and_no_others(
+    runs: Path,
+    settings: list[str],
+    memory: Memory,
+    nowhere: Path,
+    launched: list[int],
+    tmp_path: Path,
+) -> None:
+    appear(nowhere)
+    away, here = tmp_path / "away.npz", tmp_path / "here.npz"
+    here.write_bytes(b"1")
+    words = ("evaluation=fid_adm", f"evaluation.reference={away}", "evaluation.in_flight=9")
+    run = a_run(runs, settings, memory, *words, snapshots=(640,))
+    assert [lack.what for lack in read(run).lacks] == ["reference away.npz"]
+    against = f"evaluation.reference={here}"
+    told = evaluate.sweep(run, [against])
+    assert told["waits_for"] == [] and [each["state"] for each in told["points"]] == ["done"]
+    # the other way round: what a point that was ended needs is gone
+    away.write_bytes(b"2")
+    memory.evaluate = ends(code=76, **{"class": "preempted"})
+    evaluate.sweep(run, [against, "sampler.steps=3"])
+    here.unlink()
+    view = read(run)
+    (point,) = decide.unscored_points(view)
+    assert [lack.what for lack in decide.lacked(view, point)] == ["reference here.npz"]
+    assert decide.all_wanted(view, view.config).points == ()
+    here.write_bytes(b"1")
+    view = read(run)
+    assert decide.all_wanted(view, view.config).points == (point,)
+
+
 # ---- sweeps ------------------------------------------------------------------------------------------
 
 
@@ -597,6 +685,20 @@ def test_settings_that_change_nothing_make_no_other_point(
     assert len(told["points"]) == 1 and memory.arrays == []
 
 
+def test_points_are_told_apart_by_every_setting_in_which_they_differ(
+    scored_run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sampler.name=ddim", "sampler.eta=0,1", "evaluation.seed=0,100", "sampler.steps=5"]
+    told = [each["label"] for each in evaluate.sweep(scored_run, words)["points"]]
+    plain = "ddim 5 steps g=1"
+    assert sorted(told) == [
+        f"{plain} eta=1.0 seed=0", f"{plain} eta=1.0 seed=100", f"{plain} seed=0", f"{plain} seed=100",
+    ]  # fmt: skip
+    assert evaluate.main([str(scored_run.root), *words]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "evaluations" in line]
+    assert any("eta=1.0" in row for row in rows) and any("eta" not in row for row in rows)
+
+
 def test_sweep_over_weak_models_names_them_and_refuses_a_snapshot_that_is_not_there(
     scored_run: RunFolder,
 ) -> None:
@@ -704,6 +806,82 @@ def test_request_that_another_process_wrote_first_is_its_own(
     old = time.time() - 2 * evaluations.CLAIM_S
     os.utime(folder / "request.json", (old, old))
     assert decide.all_wanted(read(run), view.config).plans[0][1].start[:1] == (1280,)
+
+
+def test_folder_without_a_request_is_no_try(run: RunFolder, memory: Memory) -> None:
+    # another process is about to claim the first try, or died before it did
+    view = read(run)
+    assert view.config is not None
+    key = decide.point_of(view, view.config, 1280).key
+    (run.evals / "jobs" / f"{key}.1").mkdir(parents=True)
+    view = read(run)
+    assert view.evaluations == ()
+    watch.start(view, decide.all_wanted(view, view.config))
+    assert {each.attempt for each in read(run).evaluations} == {1}
+
+
+def test_snapshot_whose_record_is_half_written_is_scored_again_beside_it(
+    run: RunFolder, memory: Memory
+) -> None:
+    watch.watch(run.root)
+    (record,) = run.evals.glob("img-000001280-*.json")
+    whole = record.read_bytes()
+    record.write_bytes(whole[: len(whole) // 2])
+    # also where nothing else is left of the first try
+    shutil.rmtree(run.evals / "jobs" / record.stem)
+    watch.watch(run.root)
+    assert outcome(run) == [(640, "done"), (1280, "done")]
+    assert record.read_bytes() == whole[: len(whole) // 2]
+    assert [path.name for path in sorted(run.evals.glob("img-000001280-*.json"))] == [
+        record.name, record.name.replace(".1.json", ".2.json"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["code", "request", "submission", "submit"])
+def test_try_that_a_full_disk_keeps_from_starting_does_not_count(
+    run: RunFolder, memory: Memory, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise NoRoomError("no room")
+
+    def write(path: Path, *of: Any, **more: Any) -> None:
+        if path.name == f"{where}.json":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            full()
+        write_record(path, *of, **more)
+
+    with monkeypatch.context() as patch:
+        if where == "code":
+            patch.setattr(act, "_current_code", full)
+        elif where == "submit":
+            patch.setattr(memory, "submit", full)
+        else:
+            patch.setattr(act, "write_record", write)
+        for _ in range(evaluations.KILLS + 1):
+            (told,) = evaluate.once([run])
+            assert "no room" in told["problems"][0]
+    assert read(run).evaluations == ()
+    evaluate.once([run])
+    evaluate.once([run])
+    assert outcome(run) == [(640, "done"), (1280, "done")]
+
+
+def test_single_look_goes_on_where_one_run_may_not_be_written(
+    run: RunFolder, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = RunFolder(run.root.with_name("0000"))
+    shutil.copytree(run.root, other.root)
+    ask = act.ask_for_scores
+
+    def refused(asked: RunFolder, **more: Any) -> None:
+        if asked == other:
+            raise PermissionError(errno.EACCES, "Permission denied", str(other.evals))
+        ask(asked, **more)
+
+    monkeypatch.setattr(act, "ask_for_scores", refused)
+    told = evaluate.once([other, run], retry=True)
+    assert any("0000" in each for found in told for each in found["problems"])
+    assert (1280, "done") in outcome(run)
 
 
 def test_policy_of_newest_snapshots_skips_others_but_milestones(

@@ -171,6 +171,21 @@ def test_score_of_too_few_images_is_refused_before_the_sweep(
     refused(run, memory, given, f"evaluation.shards={few} holds 39 images")
 
 
+def test_metrics_of_too_few_real_images_are_refused_before_anything_is_queued(
+    made: Data, runs: Path, memory: Memory, launched: list[int], tmp_path: Path
+) -> None:
+    run = run_on(made.images, runs, memory, *made.net, *FEW)
+    words = ["evaluation.samples=100", "evaluation.metrics=[kid]", "evaluation.kid_size=50"]
+    said = "evaluation.kid_size=40 or less"
+    refused(run, memory, words, f"data.root={made.images} holds 40 images", said)
+    refused(run, memory, [*words, f"evaluation.shards={made.darker}"], str(made.darker), said)
+    part, said = "evaluation.reference_count=41", "evaluation.reference_count=40 or less"
+    refused(run, memory, [part], f"data.root={made.images} holds 40 images", said)
+    refused(run, memory, [part, f"evaluation.shards={made.darker}"], str(made.darker), said)
+    (point,) = evaluate.sweep(run, [*words[:2], "evaluation.kid_size=40"])["points"]
+    assert point["state"] == "done"
+
+
 def test_evaluate_with_relative_paths_gives_jobs_absolute_ones(
     made: Data, runs: Path, memory: Memory, launched: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

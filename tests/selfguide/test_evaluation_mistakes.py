@@ -177,6 +177,31 @@ def test_samples_that_are_nan_are_named_and_leave_no_record(
     assert list(records(run)) == []
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_samples_of_digits_that_are_not_finite_are_named_and_leave_no_record(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    run, manifest = RunFolder(tmp_path / "runs" / "digits_uncond" / "0123"), manifests.load(digits)
+    write_snapshot(
+        run.snapshot(7), digits, "sampler.steps=1", "evaluation=fd_digits", "evaluation.samples=30",
+        "evaluation.batch=10",
+        data={"root": str(digits), "header": manifest.header, "manifest": manifest.hash},
+    )  # fmt: skip
+    run.run_json.write_text(json.dumps({"id": "0123", "images": 7}))
+    draw = job.generate
+
+    def broken(*args: Any, **more: Any) -> Any:
+        for x, n in draw(*args, **more):
+            # of one block, a single pixel of the fourth sample
+            x[3, 0, 0, 0] = value
+            yield x, n
+
+    monkeypatch.setattr(job, "generate", broken)
+    with pytest.raises(UserError, match="sample 3 of this snapshot is NaN or infinite"):
+        job.main(request(run, tmp_path), RankStatus())
+    assert list(records(run)) == []
+
+
 @pytest.mark.parametrize("protocol", ["fd_digits", "fd_effnet"])
 @pytest.mark.parametrize("samples", [0, 1])
 def test_fewer_samples_than_2_are_refused_with_a_number_that_works(

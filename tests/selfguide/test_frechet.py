@@ -1,6 +1,7 @@
 """Frechet distance: closed forms, independent oracles, references, and what a jackknife is worth."""
 
 from pathlib import Path
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -198,6 +199,16 @@ def test_a_file_that_is_no_reference_is_refused(tmp_path: Path, arrays: dict) ->
     np.savez(path, **arrays)
     with pytest.raises(UserError, match=r"r\.npz"):
         Reference.load(path)
+
+
+@pytest.mark.parametrize("count", ["a", np.nan, np.inf, [500, 3]])
+def test_a_reference_whose_count_is_none_is_refused(tmp_path: Path, count: Any) -> None:
+    file = tmp_path / "odd.npz"
+    np.savez(file, mu=np.zeros(2), sigma=np.eye(2), count=np.array(count))
+    with pytest.raises(UserError, match=r"odd\.npz is no reference"):
+        Reference.load(file)
+    np.savez(file, mu=np.zeros(2), sigma=np.eye(2), count=np.array([500]))
+    assert Reference.load(file).count == 500
 
 
 def test_a_reference_that_would_execute_code_is_refused_and_executes_none(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from launcher.compose import compose
-from selfguide.evaluation import job
+from selfguide.evaluation import images, job
 from selfguide.evaluation.beside import over_sets
 from selfguide.evaluation.clusters import clustering
 from selfguide.evaluation.features.net import load_feature_net
@@ -430,6 +430,11 @@ def refusal(*overrides: str) -> str:
         (["evaluation.metrics=[fdr]", "evaluation.test=x", "evaluation.fdr_protocols=[fid_clea]"],
          "evaluation.fdr_protocols=[fid_clean]"),
         (["evaluation.metrics=[density_coverage]", "evaluation.kept=5"], "evaluation.kept=6"),
+        (["evaluation.metrics=[kid]", "evaluation.kid_size=30", "evaluation.kept=20"], "evaluation.kid_size=20"),
+        (["evaluation.metrics=[kid]", "evaluation.kid_size=40", "evaluation.reference_count=40", "evaluation.kept=39"],
+         "evaluation.kept=40"),
+        (["evaluation.metrics=[precision_recall]", "evaluation.pr_k=40"], "evaluation.pr_k=3"),
+        (["evaluation.metrics=[precision_recall]", "evaluation.pr_sizes=[3,50]"], "evaluation.pr_sizes=[4,50]"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit_name_field_value_and_a_cure_that_works(
@@ -448,14 +453,28 @@ def test_settings_that_do_not_fit_name_field_value_and_a_cure_that_works(
 
 
 def test_metrics_of_a_reference_without_images_say_what_to_give(
-    snapshot: Snapshot, net: dict[str, str], tmp_path: Path
+    snapshot: Snapshot, net: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scored(snapshot, tmp_path / "a")
     (made,) = (tmp_path / "a" / "known").glob("*/reference.npz")
     bare = tmp_path / "bare.npz"
     replace(Reference.load(made)).save(bare)
-    with pytest.raises(UserError, match=r"evaluation\.shards=ROOT"):
-        scored(snapshot, tmp_path / "b", reference=str(bare), metrics=["kid"], kid_size=20)
+    # before a sample is drawn
+    monkeypatch.setattr(images._Samples, "images", None)
+    for metric in ("kid", "precision_recall", "density_coverage"):
+        with pytest.raises(UserError, match=rf"{metric}.*evaluation\.shards=ROOT"):
+            scored(snapshot, tmp_path / "b", reference=str(bare), metrics=[metric], kid_size=20)
+
+
+def test_metrics_of_too_few_real_images_are_refused_before_a_sample_is_drawn(
+    snapshot: Snapshot, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images._Samples, "images", None)
+    about = {"shards": str(held_out), "manifest": manifests.load(held_out).hash}
+    with pytest.raises(UserError, match=r"60 real images are too few for kid") as error:
+        scored(snapshot, tmp_path, **about, metrics=["kid"], kid_size=61)
+    assert f"evaluation.shards={held_out}" in str(error.value)
+    assert "evaluation.kid_size=60 or less" in str(error.value)
 
 
 def test_metrics_on_two_ranks_are_those_of_one(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,37 @@ def test_better_refuses_models_of_other_data(
     other = write_snapshot(tmp_path / "other", digits, data=data)
     with pytest.raises(UserError, match="elsewhere"):
         better.main([models["1"], str(other)])
+
+
+def test_better_draws_from_the_average_that_the_run_scores(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = ["train.ema_halflife=[1000,2000]", "sampler.steps=1"]
+    first, second = (
+        str(write_snapshot(tmp_path / str(i), digits, *kept, f"evaluation.average={i}"))
+        for i in range(2)
+    )
+    # of the same weights: each alone is no better than itself, and the two averages differ
+    most = ["--most", "100", "--looks", "2"]
+    apart = answer(capsys, first, second, *most)
+    assert all(look["difference"] != 0 for look in apart["looks"])
+    same = answer(capsys, second, second, *most)
+    assert all(look["difference"] == 0 for look in same["looks"])
+
+
+def test_better_of_samples_that_are_nan_is_refused(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = better.generate_each
+
+    def broken(*of: Any, **more: Any) -> Any:
+        for x, n in draw(*of, **more):
+            x[2] = float("nan")
+            yield x, n
+
+    monkeypatch.setattr(better, "generate_each", broken)
+    with pytest.raises(UserError, match="sample 2 of this snapshot is NaN"):
+        better.main([models["1"], models["4"], "--batch", "100"])
 
 
 @pytest.fixture

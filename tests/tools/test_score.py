@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from tools import score, score_run
 from tools.reference import __main__ as reference
 from tools.reference import fetch
 from tools.reference.make import net_of
+from tools.sample_files import open_images
 
 NET = "test_resnet.r160_in1k"
 
@@ -218,6 +221,34 @@ def test_score_that_was_killed_goes_on_from_its_parts(
     assert not list(score_run.PARTS.iterdir())
 
 
+def test_score_that_cannot_be_taken_by_these_settings_is_taken_by_others_from_the_same_parts(
+    made: Path,
+    net: list[str],
+    pictures: np.ndarray,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    np.savez("samples.npz", pictures)
+    words = ["samples.npz", *net, "--reference", str(made)]
+    # what is known to be too much is refused before images are read
+    asked = ["--metrics", "kid", "--setting", "kid_size=61"]
+    with pytest.raises(UserError, match="kid_size=60"):
+        score.main([*words, *asked])
+    assert not score_run.PARTS.exists()
+
+    def refused(*_: object, **__: object) -> None:
+        raise UserError("evaluation.metrics: kid cannot be taken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(score_run, "scores_of", refused)
+        with pytest.raises(UserError, match="--metrics: kid cannot be taken"):
+            score.main(words)
+    # no part is missing
+    monkeypatch.setattr(FeatureNet, "rows", refused)
+    assert scores(words, capsys)["floor"] > 0
+    assert not list(score_run.PARTS.iterdir())
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
@@ -270,6 +301,108 @@ def test_make_of_too_few_images_leaves_nothing(
     with pytest.raises(UserError, match=count):
         reference.main(["make", data, *net, "--out", "few.npz", "--count", count])
     assert not list(tmp_path.iterdir())
+
+
+def test_score_of_a_folder_reads_what_links_lead_to_and_names_of_any_alphabet(
+    made: Path,
+    net: list[str],
+    pictures: np.ndarray,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, elsewhere = tmp_path / "Bilder ß 😀", tmp_path / "elsewhere"
+    for place, part in ((folder / "a", pictures[:30]), (elsewhere, pictures[30:])):
+        place.mkdir(parents=True)
+        for i, levels in enumerate(part):
+            Image.fromarray(levels).save(place / f"é{i:03d}.png")
+    (folder / "b").symlink_to(elsewhere)
+    # what machines leave beside images is none
+    (folder / "a" / "._é000.png").write_bytes(b"of a Macintosh")
+    (folder / "notes.txt").write_text("x")
+    np.savez("samples.npz", pictures)
+    wanted = scores(["samples.npz", *net, "--reference", str(made)], capsys)
+    assert scores([str(folder), *net, "--reference", str(made)], capsys) == wanted
+
+
+def lossless_webp(folder: Path, pictures: np.ndarray) -> None:
+    for i, levels in enumerate(pictures[:30]):
+        Image.fromarray(levels).save(folder / f"{i:02d}.webp", lossless=True, exact=True)
+
+
+def opaque(folder: Path, pictures: np.ndarray) -> None:
+    for i, levels in enumerate(pictures[:30]):
+        Image.fromarray(levels).convert("RGBA").save(folder / f"{i:02d}.png")
+
+
+def without_suffix(folder: Path, pictures: np.ndarray) -> None:
+    for i, levels in enumerate(pictures[:30]):
+        Image.fromarray(levels).save(folder / f"{i:02d}", format="PNG")
+
+
+@pytest.mark.parametrize("written", [lossless_webp, opaque, without_suffix])
+def test_images_are_read_by_what_they_are(
+    pictures: np.ndarray, tmp_path: Path, written: Callable[[Path, np.ndarray], None]
+) -> None:
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    written(folder, pictures)
+    found = open_images(folder).at(np.arange(30))
+    assert np.array_equal(found.numpy(), np.moveaxis(pictures[:30], -1, 1))
+
+
+def a_jpeg(file: Path, levels: np.ndarray) -> None:
+    Image.fromarray(levels).save(file, format="JPEG", quality=95)
+
+
+def a_lossy_webp(file: Path, levels: np.ndarray) -> None:
+    Image.fromarray(levels).save(file.with_suffix(".webp"), quality=90)
+
+
+def a_lossy_tiff(file: Path, levels: np.ndarray) -> None:
+    Image.fromarray(levels).save(file.with_suffix(".tif"), compression="jpeg")
+
+
+def a_gif(file: Path, levels: np.ndarray) -> None:
+    Image.fromarray(levels).save(file.with_suffix(".gif"))
+
+
+def seen_through(file: Path, levels: np.ndarray) -> None:
+    alpha = np.full((*levels.shape[:2], 1), 128, np.uint8)
+    Image.fromarray(np.concatenate([levels, alpha], 2)).save(file)
+
+
+def of_two_frames(file: Path, levels: np.ndarray) -> None:
+    frames = [Image.fromarray(x) for x in (levels, levels // 2)]
+    frames[0].save(file.with_suffix(".tif"), save_all=True, append_images=frames[1:])
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        (a_jpeg, "JPEG.*lossless"),
+        (a_lossy_webp, "WEBP.*lossless"),
+        (a_lossy_tiff, "TIFF.*lossless"),
+        (a_gif, "GIF.*lossless"),
+        (seen_through, "is transparent"),
+        (of_two_frames, "is animated"),
+    ],
+)
+def test_score_of_an_image_that_is_not_as_it_was_drawn_names_it(
+    made: Path,
+    net: list[str],
+    pictures: np.ndarray,
+    tmp_path: Path,
+    written: Callable[[Path, np.ndarray], None],
+    why: str,
+) -> None:
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for i, levels in enumerate(pictures[:30]):
+        Image.fromarray(levels).save(folder / f"{i:02d}.png")
+    written(folder / "odd.png", pictures[30])
+    with pytest.raises(UserError, match=r"odd\..* is .*") as error:
+        score.main([str(folder), *net, "--reference", str(made)])
+    assert re.search(why, str(error.value))
 
 
 def test_score_of_jpegs_is_refused(made: Path, net: list[str], tmp_path: Path) -> None:

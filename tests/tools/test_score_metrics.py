@@ -114,6 +114,27 @@ def test_reference_of_a_runs_samples_is_that_of_the_images_it_draws(
     assert len(first) == out.stat().st_size
 
 
+def test_reference_of_a_runs_samples_is_of_the_average_that_it_scores(
+    digits: Path, net: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for average in range(2):
+        folder = write_snapshot(
+            tmp_path / "runs" / "digits_uncond" / str(average) / "snapshots" / "img-000000007",
+            digits,
+            "sampler.steps=1",
+            "train.ema_halflife=[1000,2000]",
+            f"evaluation.average={average}",
+        )
+        out = tmp_path / f"{average}.npz"
+        words = ["samples", str(folder), *net, "--out", str(out), "--count", "30", "--json"]
+        assert reference.main(words) == 0
+        found.append(json.loads(capsys.readouterr().out)["snapshot"])
+        weights = sorted(folder.glob("*.safetensors"))
+        assert found[-1] == storage.sha256(str(weights[average]))
+    assert found[0] != found[1]
+
+
 def test_reference_of_samples_whose_seeds_are_too_large_is_refused(
     digits: Path, net: list[str], tmp_path: Path
 ) -> None:

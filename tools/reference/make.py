@@ -19,6 +19,7 @@ from selfguide.evaluation.features.net import FeatureNet, load_feature_net
 from selfguide.evaluation.scores import make_reference
 from selfguide.spec.data_fit import part_seed
 from selfguide.spec.identity import digest
+from selfguide.spec.records import REFERENCE
 from selfguide.spec.timm_nets import check_net, found_sha256
 from selfguide.spec.weight_files import lacking, timm_weights
 from shards import storage
@@ -85,7 +86,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if known is None:
         facts = {"rank": options.rank, "world": options.world, "out": None}
         return facts, f"rank {options.rank} is done; rank 0 writes {out}"
-    storage.publish(out, (work / "reference.npz").read_bytes(), replace=True)
+    storage.publish(out, (work / REFERENCE).read_bytes(), replace=True)
     shutil.rmtree(work)
     count, floor = known.main.count, known.floor
     facts = {"out": str(out), "images": count, "protocol": options.protocol, "floor": floor}

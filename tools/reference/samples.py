@@ -24,11 +24,12 @@ from selfguide.spec.identity import digest
 from selfguide.spec.metrics import LEAST_SAMPLES
 from shards import storage
 from shards.errors import UserError
+from shards.sources.trees import folder_tree
 from tools import flags
 from tools.flags import REQUIRED
 from tools.reference.make import NET, check_out, net_of
-from tools.sample_files import LOSSLESS, LOSSY, open_images
-from tools.sample_run import load_snapshot
+from tools.sample_files import open_images
+from tools.sample_run import load_scored
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -68,8 +69,13 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def _holds_images(options: argparse.Namespace) -> bool:
     path = Path(options.samples)
-    inside = path.is_dir() and any(p.suffix.lower() in (*LOSSLESS, *LOSSY) for p in path.iterdir())
-    return path.suffix == ".npz" or inside
+    # of runs, whose folders hold pictures, too
+    of_runs = any(
+        next(path.glob(name), None) for name in ("MANIFEST.json", "run.json", "*/run.json")
+    )
+    return path.suffix == ".npz" or (
+        path.is_dir() and not of_runs and bool(folder_tree(path).images)
+    )
 
 
 def _of_images(options: argparse.Namespace, net: FeatureNet) -> tuple[dict[str, Any], int, Make]:
@@ -86,7 +92,7 @@ def _of_images(options: argparse.Namespace, net: FeatureNet) -> tuple[dict[str, 
 def _of_run(options: argparse.Namespace, net: FeatureNet) -> tuple[dict[str, Any], int, Make]:
     if options.of:
         raise UserError(f"--of {options.of}: {options.samples} is a run already; drop it")
-    snapshot, folder = load_snapshot(options.samples, options.runs)
+    snapshot, folder = load_scored(options.samples, options.runs)
     count = options.count or max(snapshot.config.evaluation.samples, LEAST_SAMPLES)
     # the last block is drawn whole
     flags.check_image_seed(options, -(-count // options.batch) * options.batch)

@@ -60,7 +60,8 @@ class Reference:
             about = json.loads(str(found.get("about", "{}")))
             if not isinstance(about, dict):
                 raise ValueError(f"its `about` is {about}")
-        except (UserError, ValueError) as error:
+            count = int(found["count"].item()) if "count" in found else None
+        except (UserError, ValueError, OverflowError) as error:
             raise UserError(f"{path} is no reference: {error}") from error
         if missing := [name for name in names if name not in found]:
             raise UserError(f"{path} is no reference: it holds no array {' or '.join(missing)}")
@@ -76,7 +77,6 @@ class Reference:
             root @ root, covariance, rtol=0, atol=1e-8 * np.trace(covariance)
         ):
             raise UserError(f"{path} is no reference: its sigma has no such square root")
-        count = int(found["count"]) if "count" in found else None
         return Reference(mean, covariance, root, count, about)
 
     def save(self, path: Path) -> None:
