@@ -185,6 +185,8 @@ class Reader:
 
     def _read(self, root: Path) -> tuple[tuple[Run, ...], tuple[str, ...]]:
         there = folder.runs(root)
+        open_to_us = os.access(root, os.R_OK | os.X_OK) and root.is_dir()
+        gone = () if open_to_us else (f"{root} is gone, or no folder that may be read",)
         now = {str(each.root): self._files(each) for each in there} if self._lasting else {}
         same = {
             place: read
@@ -198,6 +200,8 @@ class Reader:
             own, place = list(view.problems), str(view.folder.root)
             try:
                 run = _run(view, own, self._cache)
+                # of an identity that is none of ours it cannot be told, and whoever shows the run asks for it
+                _ = run.label_free
                 settled = run.state.word == "finished" and not run.unscored and not view.evaluations
                 files = now.get(place) if settled else None
                 found[place] = _Read(run, weights(view), files)
@@ -210,7 +214,7 @@ class Reader:
         known = Known()
         for each in ordered:
             known.add(each.run.id, each.run.root, each.weights)
-        return tuple(_resolved(each.run, known) for each in ordered), tuple(problems)
+        return tuple(_resolved(each.run, known) for each in ordered), (*gone, *problems)
 
     @staticmethod
     def _files(run: RunFolder) -> _Files | None:
