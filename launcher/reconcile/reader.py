@@ -31,7 +31,7 @@ from shards.errors import DamagedError, UserError
 T = TypeVar("T")
 
 # the folder of an evaluation job: images and protocol of its key, and its attempt
-_EVALUATION = re.compile(r"img-\d+-.+\.\d+")
+_EVALUATION = re.compile(r"img-\d+(-.+)?\.\d+")
 
 
 def problem(path: Path | str, error: Exception) -> str:
