@@ -34,6 +34,7 @@ from selfguide.spec.recipe import Front
 from selfguide.spec.records import UNREADABLE, EvaluationRecord
 from selfguide.spec.retention import Deleted
 from selfguide.spec.run import RunFolder, names_in
+from selfguide.spec.selections import selected_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,8 +220,13 @@ class Reader:
     @staticmethod
     def _files(run: RunFolder) -> _Files | None:
         """What tells whether a finished run is as it was; None where some of it may change without a new time."""
-        attempts = run.attempt_numbers()
-        folders = (run.attempts, run.evals, run.evals / "jobs", run.metrics, run.snapshots)
+        try:
+            attempts = run.attempt_numbers()
+        except OSError:
+            return None
+        folders = [run.attempts, run.evals, run.evals / "jobs", run.metrics, run.snapshots]
+        # by whose scores it was chosen among others, which may be long after its end
+        folders.append(selected_folder(run))
         newest = [run.attempt(attempts[-1])] if attempts else []
         found = [each for path in (run.run_json, *folders, *newest) if (each := _stamp(path))]
         for parent in (run.evals, run.metrics):

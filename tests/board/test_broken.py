@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from launcher.board import __main__ as command
 from launcher.board import detail
 from launcher.board.read import Reader, read_runs
 from selfguide.spec.run import RunFolder
+from selfguide.spec.selections import select
 from tests.board import fakes
 
 HUGE = int("9" * 400)
@@ -248,6 +250,17 @@ def test_a_refresh_opens_only_what_has_changed(
     path.write_text(path.read_text().replace("7.0", "17.0"))
     after, _ = reader.read(tmp_path)
     assert 17.0 in [run.records[-1].scores["fd_digits"] for run in after]
+
+
+def test_a_refresh_sees_that_a_finished_run_was_selected(tmp_path: Path) -> None:
+    run = fakes.finished_run(tmp_path, "digits_dit", 0, 7.0)
+    age(tmp_path)
+    reader = Reader()
+    (before,), _ = reader.read(tmp_path)
+    assert before.state.word == "finished" and not any(r.nets for r in before.records)
+    select(run, asdict(fakes.PROTOCOL), by="launcher.tune")
+    (after,), _ = reader.read(tmp_path)
+    assert {use.use for record in after.records for use in record.nets or ()} == {"selected"}
 
 
 def age(root: Path) -> None:

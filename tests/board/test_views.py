@@ -109,6 +109,13 @@ def test_rows_go_out_as_csv_json_and_parquet_alike(board: Board, tmp_path: Path)
     assert parquet.read_table(tmp_path / "rows.parquet").to_pylist() == rows
 
 
+def test_an_error_that_nobody_knows_is_none(tmp_path: Path) -> None:
+    run = fakes.make_run(tmp_path)
+    fakes.add_record(run, 256_000, {"fd_digits": 7.0})
+    (row,) = flat_rows(collect(*read_runs(tmp_path)))
+    assert (row["score"], row["sd"], row["se"]) == (7.0, None, None)
+
+
 def test_a_name_that_a_spreadsheet_would_run_goes_out_as_text() -> None:
     assert (
         encoded([{"experiment": "=cmd()", "score": -1.5}], "csv")
