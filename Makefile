@@ -38,7 +38,7 @@ demo: install ## real digits as shards, self-guided training on two ranks, evalu
 # the runs' jobs, samples and scores decode with it
 demo-latents compare-latents: export SELFGUIDE_SMALL := $(CURDIR)/data/emoji-vae.safetensors
 emoji-latents: install
-	@python -m tools.shards make emoji --out data/emoji
+	@test -e data/emoji/LATEST || python -m tools.shards make emoji --out data/emoji
 	@test -e $(SELFGUIDE_SMALL) || python -m tools.vae data/emoji --out $(SELFGUIDE_SMALL)
 	@python -m tools.shards encode data/emoji --encoder small --out data/emoji-latents
 

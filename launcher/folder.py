@@ -10,7 +10,8 @@ from argparse import ArgumentParser, ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfguide.spec.find import find, runs
+from selfguide.spec import find as finding
+from selfguide.spec.find import find
 from selfguide.spec.run import CANCELLED, RunFolder
 from shards import storage
 from shards.errors import UserError
@@ -85,6 +86,23 @@ class Attempt:
     def logs(self) -> Path:
         """Submitit's folder: pickles, script and one log per rank."""
         return self.root / "job"
+
+
+def runs(root: Path) -> list[RunFolder]:
+    """Every run below a runs folder once, by experiment and id: links such as `latest` are names of one, and no run."""
+    found = finding.runs(root)
+    linked = [run for run in found if run.root.is_symlink() or run.root.parent.is_symlink()]
+    if not linked:
+        return found
+    # a run that lies elsewhere has the link alone, or several
+    known = {run.root.resolve() for run in found if run not in linked}
+    again = set()
+    for run in linked:
+        place = run.root.resolve()
+        if place in known:
+            again.add(run)
+        known.add(place)
+    return [run for run in found if run not in again]
 
 
 def evaluations(run: RunFolder) -> Path:

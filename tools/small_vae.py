@@ -96,8 +96,9 @@ def run(options: argparse.Namespace) -> int:
     codec = load_autoencoder("small", out)
     made = codec.decode(posterior_mean(codec.encode(unseen)))
     picture = out.with_suffix(".png")
-    pairs = torch.stack([unseen[:SHOWN], made[:SHOWN]])
-    write_grid(picture, pairs.flatten(0, 1), columns=SHOWN, zoom=3)
+    pairs = torch.stack([unseen[:SHOWN], made[:SHOWN]]).flatten(0, 1)
+    # of other channels than those of a picture the first ones
+    write_grid(picture, pairs[:, : 3 if pairs.shape[1] >= 3 else 1], columns=SHOWN, zoom=3)
     found: dict[str, Any] = {
         "psnr": psnr(made, unseen),
         "held_out": len(unseen),
@@ -226,6 +227,11 @@ def train(
             if time.monotonic() - saved >= KEPT_EVERY:
                 keep()
                 saved = time.monotonic()
+    if not moments.count:
+        raise UserError(
+            f"--images {fit.images:,}: all of the last tenth, of which latents' mean and std are taken, were held out: "
+            "give more, or a larger --batch"
+        )
     mean, std = moments.normal()
     net.mean.copy_(mean)
     net.std.copy_(std)

@@ -17,6 +17,7 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 40
 COLOURS = 6  # classes s0..s5 of the style sheet
 MARKERS = 40  # points of a line that are drawn one by one; more would only hide the line
 MOST = 200  # points of a line; more are averaged in runs of equal length
+LEAST = 1e-100  # of a logarithmic axis, whose decades below have no floats
 
 Point = tuple[float, float, float | None]
 
@@ -96,13 +97,13 @@ def _axes(
     highs = [y + (e or 0.0) for _, y, e in points] + level
     lows = [y - (e or 0.0) for _, y, e in points] + level
     # a distance falls by orders of magnitude while it is learned: a linear axis would show one cliff
-    log = may_log_y and min(values) > 0 and max(values) / min(values) > 20
+    log = may_log_y and min(values) > LEAST and max(values) / min(values) > 20
     if log:
         ys = _decades(min(values), max(highs))
     else:
         ys = ticks(0.0 if 0 <= min(lows) < max(highs) / 2 else min(lows), max(highs))
     first, last = min(x for x, _, _ in points), max(until, *(x for x, _, _ in points))
-    log_x = wants_log_x and 0 < first < last
+    log_x = wants_log_x and LEAST < first < last
     if log_x:
         return _Axes(xs=_decades(first, last), ys=ys, log_x=True, log_y=log)
     # the frame ends at the last value, not at the mark behind it

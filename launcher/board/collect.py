@@ -173,6 +173,11 @@ def flatten(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def spelled(value: Any) -> str:
+    """A setting's value as people type it: no value is null, on the page and in filters alike."""
+    return "null" if value is None else str(value)
+
+
 def _variants(groups: Mapping[str, Sequence[Run]]) -> dict[str, tuple[str, ...]]:
     """For each group, the settings in which groups of its experiment differ, as `key=value`."""
     siblings: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
@@ -182,7 +187,7 @@ def _variants(groups: Mapping[str, Sequence[Run]]) -> dict[str, tuple[str, ...]]
     for settings in siblings.values():
         differing = _differing(list(settings.values()))
         for group, mine in settings.items():
-            named[group] = tuple(f"{k}={mine[k]}" for k in differing if k in mine)
+            named[group] = tuple(f"{k}={spelled(mine[k])}" for k in differing if k in mine)
     return named
 
 
@@ -273,7 +278,7 @@ def _best(records: Iterable[EvaluationRecord], metric: str) -> EvaluationRecord 
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    there = sorted(v for v in values if v is not None)
+    there = sorted(v for v in values if v is not None and math.isfinite(v))
     return math.fsum(there) / len(there) if there else None
 
 

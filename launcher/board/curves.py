@@ -13,12 +13,12 @@ Names are those of the lines; `CURVES` says which the board keeps:
 from __future__ import annotations
 
 import json
-import math
 from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.reconcile import parse
+from selfguide.spec.records import LARGEST
 
 CURVES = ("loss", "used", "perplexity", "largest", "churn", "code_loss", "nmi", "ari", "ami")
 GPU_HOURS = "gpu_hours"
@@ -47,11 +47,11 @@ def read_lines(path: str) -> dict[str, Columns]:
 
 
 def _column(lines: Sequence[Mapping[str, Any]], name: str) -> Columns:
-    """Images and values of the lines that have a finite value."""
+    """Images and values of the lines that have a value that is finite, as are sums and axes of such values."""
     having = [line for line in lines if line.get(name) is not None]
     values = array("d", [line[name] for line in having])
-    if not math.isfinite(sum(values)):
-        having = [line for line in having if math.isfinite(line[name])]
+    if not sum(map(abs, values)) <= LARGEST:
+        having = [line for line in having if abs(line[name]) <= LARGEST]
         values = array("d", [line[name] for line in having])
     return array("q", [int(line["images"]) for line in having]), values
 

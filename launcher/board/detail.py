@@ -10,13 +10,16 @@ from selfguide.spec.run import names_in
 
 
 def log_tail(run: Run, lines: int = 20) -> str:
-    """The last lines that rank 0 of the newest attempt wrote; "" where it wrote none, or has no log yet."""
+    """The last lines that rank 0 of the newest attempt wrote; "" where it has no log yet, or none that may be read."""
     at = Attempt.newest(run.folder)
     if at is None:
         return ""
-    logs = sorted(at.logs / name for name in names_in(at.logs) if name.endswith("_log.out"))
-    first = [path for path in logs if path.name.endswith("_0_log.out")]
-    return tail((first or logs)[-1], lines) if logs else ""
+    try:
+        logs = sorted(at.logs / name for name in names_in(at.logs) if name.endswith("_log.out"))
+        first = [path for path in logs if path.name.endswith("_0_log.out")]
+        return tail((first or logs)[-1], lines) if logs else ""
+    except OSError:
+        return ""
 
 
 def newest_grid(run: Run) -> tuple[int, Path] | None:

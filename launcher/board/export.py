@@ -25,7 +25,7 @@ def encoded(rows: Sequence[dict[str, Any]], form: Format) -> bytes:
     if form == "json":
         return (json.dumps(list(rows), indent=1, allow_nan=False) + "\n").encode()
     if form == "csv":
-        return _csv(rows).encode()
+        return _csv(rows).encode(errors="replace")
     return _parquet(rows)
 
 
@@ -39,7 +39,11 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    text = f"'{value}" if value.startswith(_FORMULA) else value
+    # a cell is quoted for the line ends of the file alone, and readers take others for ends too
+    return "\n".join(text.splitlines()) if "\r" in text else text
 
 
 def _parquet(rows: Sequence[dict[str, Any]]) -> bytes:
@@ -50,6 +54,12 @@ def _parquet(rows: Sequence[dict[str, Any]]) -> bytes:
         raise UserError(
             "--format parquet needs pyarrow: pip install 'selfguide[sources]', or take --format csv"
         ) from error
+    plain = [{_encodable(name): _encodable(value) for name, value in row.items()} for row in rows]
     out = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), out)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(plain), out)
     return out.getvalue()
+
+
+def _encodable(value: Any) -> Any:
+    """Text that UTF-8 has: names of files on other machines may be no text."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from launcher.board.collect import Board, Row, Table, flatten, ranked
+from launcher.board.collect import Board, Row, Table, flatten, ranked, spelled
 from launcher.board.columns import Column, columns
 from launcher.board.read import Run
 from launcher.board.states import Chip, chips
@@ -133,9 +133,8 @@ def _of_runs(
 
 
 def _plain(value: Any) -> str | float:
-    if value is None:
-        return "null"
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number else spelled(value)
 
 
 def filtered(board: Board, text: str) -> Board:

@@ -8,6 +8,7 @@ Drawers are templates that a browser neither lays out nor decodes until somebody
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import math
@@ -24,7 +25,7 @@ from markupsafe import Markup
 
 from launcher.board import detail, figures
 from launcher.board.chart import COLOURS, MOST
-from launcher.board.collect import Board, Row, Scored, Table, flatten
+from launcher.board.collect import Board, Row, Scored, Table, flatten, spelled
 from launcher.board.columns import Column, duration, number, page_columns
 from launcher.board.figures import Figure
 from launcher.board.read import Run
@@ -50,7 +51,12 @@ MANY = 50
 def write(board: Board, out: Path, *, built: float) -> None:
     """Replaces `out` with the page of this board, whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    storage.publish(str(out), render(board, built=built).encode(), replace=True)
+    storage.publish(str(out), encoded(render(board, built=built)), replace=True)
+
+
+def encoded(page: str) -> bytes:
+    """The page as bytes. What is no text, such as some names of files in messages, has question marks there."""
+    return page.encode(errors="replace")
 
 
 def render(board: Board, *, built: float) -> str:
@@ -346,7 +352,7 @@ def _settings_of(run: Run) -> dict[str, str]:
     config: Mapping[str, Any] = plain(run.config) if run.config else {}
     found = flatten({k: v for k, v in config.items() if k not in PLACES})
     found |= flatten({k: v for k, v in run.identity.items() if k != "seed"})
-    return {key: str(value) for key, value in found.items()}
+    return {key: spelled(value) for key, value in found.items()}
 
 
 def summary(protocol: Mapping[str, Any]) -> str:
@@ -419,10 +425,11 @@ class _Grids:
         return True
 
     def address(self, grid: Path | None) -> str:
-        """Empty where there is no grid, none that belongs here, or no room left for it."""
-        if grid is None or grid.stat().st_size > min(GRID_LIMIT, self.left):
-            return ""
-        content = grid.read_bytes()
+        """Empty where there is no grid, none that can be read or belongs here, or no room left for it."""
+        content = b""
+        with contextlib.suppress(OSError):
+            if grid is not None and grid.stat().st_size <= min(GRID_LIMIT, self.left):
+                content = grid.read_bytes()
         if not content.startswith(PNG):
             return ""
         self.left -= len(content)

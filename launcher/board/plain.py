@@ -44,6 +44,8 @@ def of_row(row: Row) -> dict[str, Any]:
     return {
         **plain,
         "variant": list(row.variant),
+        # 0 stands for what nobody knows
+        "error": row.error or None,
         "score": row.score and dataclasses.asdict(row.score),
         "scores": {name: dataclasses.asdict(spread) for name, spread in row.scores.items()},
         "expected": row.expected and dataclasses.asdict(row.expected),
@@ -119,7 +121,7 @@ def _flat(table: Table, row: Row) -> dict[str, Any]:
         "variant": " ".join(row.variant),
         "score": score.get("mean"),
         "sd": score.get("sd"),
-        "se": row.error if row.score else None,
+        "se": row.error or None,
         "seeds": row.seeds,
         "expected": row.expected.value if row.expected else None,
         "images": row.images,

@@ -35,6 +35,7 @@ from selfguide.spec.recipe import Front
 from selfguide.spec.records import UNREADABLE, EvaluationRecord
 from selfguide.spec.retention import Deleted
 from selfguide.spec.run import RunFolder, names_in
+from selfguide.spec.selections import selected_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +187,8 @@ class Reader:
 
     def _read(self, root: Path) -> tuple[tuple[Run, ...], tuple[str, ...]]:
         there = folder.runs(root)
+        open_to_us = os.access(root, os.R_OK | os.X_OK) and root.is_dir()
+        gone = () if open_to_us else (f"{root} is gone, or no folder that may be read",)
         now = {str(each.root): self._files(each) for each in there} if self._lasting else {}
         same = {
             place: read
@@ -199,6 +202,8 @@ class Reader:
             own, place = list(view.problems), str(view.folder.root)
             try:
                 run = _run(view, own, self._cache)
+                # of an identity that is none of ours it cannot be told, and whoever shows the run asks for it
+                _ = run.label_free
                 settled = run.state.word == "finished" and not run.unscored and not view.evaluations
                 files = now.get(place) if settled else None
                 found[place] = _Read(run, weights(view), files)
@@ -211,13 +216,18 @@ class Reader:
         known = Known()
         for each in ordered:
             known.add(each.run.id, each.run.root, each.weights)
-        return tuple(_resolved(each.run, known) for each in ordered), tuple(problems)
+        return tuple(_resolved(each.run, known) for each in ordered), (*gone, *problems)
 
     @staticmethod
     def _files(run: RunFolder) -> _Files | None:
         """What tells whether a finished run is as it was; None where some of it may change without a new time."""
-        attempts = run.attempt_numbers()
-        folders = (run.attempts, run.evals, run.evals / "jobs", run.metrics, run.snapshots)
+        try:
+            attempts = run.attempt_numbers()
+        except OSError:
+            return None
+        folders = [run.attempts, run.evals, run.evals / "jobs", run.metrics, run.snapshots]
+        # by whose scores it was chosen among others, which may be long after its end
+        folders.append(selected_folder(run))
         newest = [run.attempt(attempts[-1])] if attempts else []
         found = [each for path in (run.run_json, *folders, *newest) if (each := _stamp(path))]
         for parent in (run.evals, run.metrics):

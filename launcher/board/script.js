@@ -50,10 +50,9 @@ function sheetOf(section) {
   const told = data.sheets.find((sheet) => sheet.key === section.dataset.protocol);
   const table = section.querySelector("table.board");
   const rows = Array.from(table.tBodies, (body) => {
-    const cells = {};
+    // without the names that every object has, which a filter may ask for
+    const [cells, values, texts] = [Object.create(null), Object.create(null), Object.create(null)];
     for (const cell of body.rows[0].cells) if (cell.dataset.id) cells[cell.dataset.id] = cell;
-    const values = {};
-    const texts = {};
     for (const [id, cell] of Object.entries(cells)) {
       values[id] = cell.dataset.sort ? Number(cell.dataset.sort) : null;
       texts[id] = cell.textContent.toLowerCase();
@@ -176,7 +175,8 @@ function term(text) {
       told = String(row.settings?.get(key) ?? (row.settings = settingsOf(row.group)).get(key) ?? "").toLowerCase();
       value = quantity(told);
     }
-    const given = row.numbers.facts[key]?.map((each) => [quantity(each), each.toLowerCase()]) ?? [[value, told]];
+    const known = Object.hasOwn(row.numbers.facts, key) ? row.numbers.facts[key] : null;
+    const given = known?.map((each) => [quantity(each), each.toLowerCase()]) ?? [[value, told]];
     const each = ([own, words]) => (sign.startsWith("!") ? values.every((one) => fits(own, words, sign, one)) : values.some((one) => fits(own, words, sign, one)));
     const found = sign.startsWith("!") ? given.every(each) : given.some(each);
     return found !== (minus === "-");

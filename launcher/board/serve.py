@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.board import detail, plain
 from launcher.board.collect import Board, collect
-from launcher.board.page import Renderer
+from launcher.board.page import Renderer, encoded
 from launcher.board.read import Reader, Run
 from launcher.board.views import chosen
 from shards.errors import UserError
@@ -95,7 +95,7 @@ class Live:
             return before
         board = collect(runs, problems, metric=self._metric)
         now = time.time()
-        page = self._renderer.render(board, built=now).encode()
+        page = encoded(self._renderer.render(board, built=now))
         tag = hashlib.sha256(page).hexdigest()[:32]
         return Seen(runs=runs, problems=problems, board=board, page=page, tag=f'"{tag}"', since=now)
 
@@ -126,15 +126,13 @@ def serve(options: argparse.Namespace) -> int:
         server_header=False,
         timeout_graceful_shutdown=2,
     )
-    # an address in brackets holds colons
-    shown = f"[{host}]" if ":" in host else host
     with listening, contextlib.suppress(KeyboardInterrupt):
         # the page is ready when its address is there to be clicked
         live.seen()
         # what stays until the end need not be looked through again and again
         gc.freeze()
         print(
-            f"http://{shown}:{port}/{f'?token={token}' if token else ''} (Ctrl-C ends it)",
+            f"http://{_in_address(host)}:{port}/{f'?token={token}' if token else ''} (Ctrl-C ends it)",
             flush=True,
         )
         uvicorn.Server(config).run(sockets=[listening])
@@ -171,6 +169,11 @@ def _is_local(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _in_address(host: str) -> str:
+    """As it stands in an address, where one that holds colons is in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _listen(options: argparse.Namespace) -> socket.socket:
@@ -217,7 +220,8 @@ def application(live: Live, *, token: str | None = None, host: str = "127.0.0.1"
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.routing import Route
 
-    names = ["127.0.0.1", "localhost", "[::1]"] if _is_local(host) else ["*"]
+    # this machine has more addresses of its own than the usual ones, such as 127.0.0.2
+    names = ["127.0.0.1", "localhost", "[::1]", _in_address(host)] if _is_local(host) else ["*"]
     answers = _Answers(live)
     return Starlette(
         routes=[
@@ -262,13 +266,15 @@ class _Guard:
             await send(message)
 
         given = request.query_params.get("token")
-        if self._token is None or self._knows(request.cookies.get(COOKIE)) or self._bears(request):
-            await self._app(scope, receive, headed)
-        elif self._knows(given):
-            # the address bar and the history need not keep it
+        if self._token is not None and self._knows(given):
+            # the address bar and the history need not keep it, also of a browser that was here before
             answer: Response = RedirectResponse(request.url.remove_query_params("token"), 303)
             answer.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
             await answer(scope, receive, headed)
+        elif (
+            self._token is None or self._knows(request.cookies.get(COOKIE)) or self._bears(request)
+        ):
+            await self._app(scope, receive, headed)
         else:
             text = "a token is needed: open the address that the server printed"
             answer = PlainTextResponse(text, 401, {"WWW-Authenticate": "Bearer"})
@@ -308,9 +314,9 @@ class _Answers:
             board = collect(seen.runs, seen.problems, metric=asked["metric"])
         shown = chosen(
             board,
-            protocol=asked.get("protocol"),
+            protocol=asked.get("protocol") or None,
             text=asked.get("filter", ""),
-            sort=asked.get("sort"),
+            sort=asked.get("sort") or None,
             reverse=asked.get("reverse", "") not in ("", "0", "false"),
         )
         return _json(request, {"since": seen.since, **plain.of_board(shown)})
@@ -322,7 +328,8 @@ class _Answers:
         from starlette.responses import PlainTextResponse
 
         asked = request.query_params.get("lines", str(LOG_LINES))
-        lines = int(asked) if asked.isdecimal() else LOG_LINES
+        # Python reads no number of thousands of digits
+        lines = int(asked[:9]) if asked.isdecimal() else LOG_LINES
         return PlainTextResponse(
             detail.log_tail(self._run(request), max(1, min(lines, MOST_LINES)))
         )

@@ -143,7 +143,9 @@ def _save(place: Path, entries: dict[str, _Entry]) -> None:
 def _version() -> str:
     """The code whose objects are kept, by the times of its files."""
     about = [str(sys.version_info)]
-    folders = [Path(__file__).parent, Path(run.__file__).parent]
+    # the board parses the metrics
+    here = Path(__file__).parent
+    folders = [here, here.parent / "board", Path(run.__file__).parent]
     for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
         found = path.stat()
         about.append(f"{path} {found.st_mtime_ns} {found.st_size}")

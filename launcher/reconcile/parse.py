@@ -120,6 +120,9 @@ def progress(path: str) -> dict[str, Any]:
         value = found.get(name)
         if value is not None and type(value) not in (int, float):
             raise ValueError(f"{name} is {value!r}")
+    for name in ("images", "of", "resumed_from"):
+        if not abs(found.get(name) or 0) < 2**63:
+            raise ValueError(f"{name} is {found[name]!r}")
     moment(found.get("time") or 0)
     return found
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,9 @@ from shards import storage
 from shards.errors import DamagedError, UserError
 
 T = TypeVar("T")
+
+# the folder of an evaluation job: images and protocol of its key, and its attempt
+_EVALUATION = re.compile(r"img-\d+(-.+)?\.\d+")
 
 
 def problem(path: Path | str, error: Exception) -> str:
@@ -79,7 +83,12 @@ class RunReader:
         self.settled = {name[: -len(".json")] for name in self.records}
         root = evaluations(run)
         tries = sorted(names_in(root))
-        self.evaluations = [root / name for name in tries if history or name not in self.settled]
+        # file systems and file managers leave names of their own in folders
+        self.evaluations = [
+            root / name
+            for name in tries
+            if _EVALUATION.fullmatch(name) and (history or name not in self.settled)
+        ]
         # folders in which little happens any more, with all that their files say
         self.over: dict[str, dict[str, dict[str, Any]]] = {}
         if history and not self.whole:

@@ -93,8 +93,20 @@ def _read(
     evidence: bool = False,
 ) -> tuple[Sequence[RunView | None], list[str]]:
     """A view of each run, None where its run.json cannot be read, and why it cannot."""
-    found = [RunReader(run, kept, history, configs, evidence) for run in runs]
-    jobs = [(reader, path, record) for reader in found for path, record in reader.jobs()]
+    problems = []
+    found: list[RunReader | None] = []
+    jobs = []
+    for run in runs:
+        try:
+            reader = RunReader(run, kept, history, configs, evidence)
+            jobs += [(reader, path, record) for path, record in reader.jobs()]
+            found.append(reader)
+        except OSError as error:
+            # whose folder is not open to us hides no other run
+            if kept is None:
+                raise
+            found.append(None)
+            problems.append(problem(run.root, error))
     states = backends.states([record for _, _, record in jobs], patience_s)
     gone = [each for each, state in zip(jobs, states, strict=True) if state == "gone"]
     for (reader, path, record), state in zip(jobs, states, strict=True):
@@ -103,8 +115,10 @@ def _read(
     if patience_s is not None:
         _add_waiting(jobs, states, patience_s)
     views: list[RunView | None] = []
-    problems = []
     for reader in found:
+        if reader is None:
+            views.append(None)
+            continue
         try:
             views.append(reader.view())
         except UNREADABLE as error:

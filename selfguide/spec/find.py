@@ -36,7 +36,8 @@ def find(text: str, root: Path, *, prefix: str = "--") -> RunFolder:
     ends = [name if "/" in text else name.partition("/")[2] for name in called]
     matches = [run for run, end in zip(known, ends, strict=True) if end == text]
     matches = matches or [r for r, end in zip(known, ends, strict=True) if end.startswith(text)]
-    if len(matches) == 1:
+    # one run may have several names, by links
+    if len({run.root.resolve() for run in matches}) == 1:
         return matches[0]
     if matches:
         several = ", ".join(name for name, run in called.items() if run in matches)

@@ -19,7 +19,7 @@ from selfguide.spec.config import SamplerConfig, build
 from selfguide.spec.config.sampler import plain_sampler
 from selfguide.spec.identity import digest
 from selfguide.spec.metrics import higher_is_better
-from selfguide.spec.records import EvaluationRecord
+from selfguide.spec.records import EvaluationRecord, check_kind
 from selfguide.spec.run import RunFolder
 from shards import storage
 
@@ -210,7 +210,7 @@ def read(run: RunFolder) -> tuple[Front, ...]:
     """The fronts that were written for a run; none before there are any.
 
     Raises:
-        ValueError: they are of another version.
+        ValueError, KeyError, TypeError: they are of another version, or have values that nobody can reckon with.
     """
     try:
         values = json.loads(recipe_path(run).read_text())
@@ -226,4 +226,15 @@ def read(run: RunFolder) -> tuple[Front, ...]:
 def _read_front(values: Mapping[str, Any]) -> Front:
     points = tuple(Point(**point) for point in values["points"])
     listed = {"points": points, "front": tuple(values["front"])}
-    return Front(**{**values, **listed})
+    found = Front(**{**values, **listed})
+    for name in ("images", "samples"):
+        check_kind(getattr(found, name), f"{name} of a front", int)
+    for point in points:
+        for name in ("nfe", "score"):
+            check_kind(getattr(point, name), f"{name} of a point", int, float)
+        for name in ("se", "corrected"):
+            check_kind(getattr(point, name), f"{name} of a point", int, float, type(None))
+        _ = point.sampler["name"], point.sampler["steps"], point.sampler["g"]
+    if not isinstance(found.selected_by, Mapping):
+        raise TypeError(f"selected_by of a front is {found.selected_by!r}")
+    return found

@@ -34,6 +34,7 @@ UNREADABLE = (
     OSError,
     ValueError,
     KeyError,
+    IndexError,
     TypeError,
     AttributeError,
     OverflowError,
@@ -352,7 +353,9 @@ class EvaluationRecord:
         finite = {n: float(v) for n, v in scores.items() if v is not None and math.isfinite(v)}
         numbers = {"attempt": int(values["attempt"]), "images": int(values["images"])}
         nets = tuple(map(NetUse.of, given["nets"])) if "nets" in given else None
-        left_out = tuple(map(float, given.get("left_out", ())))
+        # without one of them the rest says nothing of the error
+        blocks = given.get("left_out", ())
+        left_out = tuple(map(float, blocks)) if all(map(_measured, blocks)) else ()
         read = {"scores": finite, "nets": nets, "left_out": left_out}
         found = cls(**(given | numbers | read))
         if found.status not in ("done", "failed", "skipped") or (
@@ -412,6 +415,10 @@ _OF_RECORD = tuple(each.name for each in fields(EvaluationRecord))
 
 # of a score: what is finite and beyond it was never measured, and differences and axes would not be finite
 LARGEST = 1e100
+# of whole numbers: seeds have 64 bits, and counts of images and attempts stand in columns of signed ones
+_WHOLE, _COUNT = 2**64, 2**63
+# characters of a key, of which the names of files are made
+_KEY = 200
 # seconds since 1970 at the end of the last year that calendars can show
 LATEST = 253_402_300_800
 
@@ -423,7 +430,8 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("nfe", "started", "ended", "seconds", "time"), (int, float)),
     **dict.fromkeys(("final", "label_free"), (bool,)),
     **dict.fromkeys(("protocol", "scores", "files"), (dict,)),
-    "nets": (list,),
+    **dict.fromkeys(("nets", "left_out"), (list,)),
+    "sweep": (str,),
 }
 _PROTOCOL_KINDS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("metric", "sampler", "reference", "labels", "feature_sha256"), (str,)),
@@ -432,6 +440,8 @@ _PROTOCOL_KINDS: Mapping[str, tuple[type, ...]] = {
     "interval": (list, tuple),
     "settings": (dict,),
 }
+# of a protocol, what readers reckon with: where one has it, it has a value
+_HAVE_A_VALUE = ("metric", "sampler", "g", "interval", "settings")
 
 
 def _check_kinds(given: Mapping[str, Any]) -> None:
@@ -440,30 +450,74 @@ def _check_kinds(given: Mapping[str, Any]) -> None:
     for name in ("time", "started", "ended"):
         if not 0 <= (given.get(name) or 0) < LATEST:
             raise ValueError(f"{name} is {given[name]!r}")
-    if given["images"] < 0:
-        raise ValueError(f"images is {given['images']!r}")
-    protocol = given.get("protocol", {})
-    _check_each(protocol, _PROTOCOL_KINDS, "protocol.")
-    if given["status"] == "done" and "protocol" in given and not protocol.get("metric"):
+    for name in ("images", "attempt"):
+        check_kind(given.get(name), name, int)
+        if not 0 <= given[name] < _COUNT:
+            raise ValueError(f"{name} is {given[name]!r}")
+    for name in ("nfe", "seconds"):
+        if (given.get(name) or 0) < 0:
+            raise ValueError(f"{name} is {given[name]!r}")
+    if "/" in given["key"] or "\0" in given["key"] or len(given["key"]) > _KEY:
+        raise ValueError(f"key is {given['key'][:_KEY]!r}, which names no file")
+    if given["status"] == "done" and not given.get("protocol", {}).get("metric"):
         raise ValueError("its protocol names no metric")
+    _check_protocol(given.get("protocol", {}))
     for name, value in given.get("scores", {}).items():
         if value is not None and type(value) not in (int, float):
             raise TypeError(f"scores.{name} is {value!r}")
         if value is not None and LARGEST < abs(value) < math.inf:
             raise ValueError(f"scores.{name} is {value!r}")
+    blocks = given.get("left_out", ())
+    # what was not finite is written as null
+    if any(type(value) not in (int, float, type(None)) for value in blocks):
+        raise TypeError(f"left_out is {blocks!r}")
+
+
+def _check_protocol(protocol: Mapping[str, Any]) -> None:
+    _check_each(protocol, _PROTOCOL_KINDS, "protocol.")
+    for name in _HAVE_A_VALUE:
+        if protocol.get(name, 0) is None:
+            raise TypeError(f"protocol.{name} is None")
+    for name in ("interval", "tolerance"):
+        pair = protocol.get(name) or (0.0, 1.0)
+        _check_finite(pair, f"protocol.{name}")
+        if len(pair) != 2:
+            raise ValueError(f"protocol.{name} is {pair!r}")
+    # of probes
+    _check_finite(protocol.get("settings", {}).get("noise_times", ()), "protocol.noise_times")
+
+
+def _check_finite(values: Any, where: str) -> None:
+    """Raises TypeError or ValueError for what is no list of finite numbers."""
+    if type(values) not in (list, tuple) or any(type(v) not in (int, float) for v in values):
+        raise TypeError(f"{where} is {values!r}")
+    if not all(map(_measured, values)):
+        raise ValueError(f"{where} is {values!r}")
+
+
+def _measured(value: float | None) -> bool:
+    """Whether it is a finite number, and no larger than what was ever measured."""
+    return value is not None and abs(value) <= LARGEST
 
 
 def _check_each(
     given: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]], where: str
 ) -> None:
     for name, value in given.items():
-        kind = type(value)
-        if value is None or name not in kinds:
-            continue
-        if kind not in kinds[name]:
-            raise TypeError(f"{where}{name} is {value!r}")
-        if kind is float and not math.isfinite(value):
-            raise ValueError(f"{where}{name} is {value!r}")
+        if value is not None and name in kinds:
+            check_kind(value, f"{where}{name}", *kinds[name])
+
+
+def check_kind(value: Any, where: str, *kinds: type) -> None:
+    """
+    Raises:
+        TypeError, ValueError: `value` is of none of these kinds, or a number that readers could not reckon with.
+    """
+    kind = type(value)
+    if kind not in kinds:
+        raise TypeError(f"{where} is {value!r}")
+    if (kind is float and not _measured(value)) or (kind is int and abs(value) >= _WHOLE):
+        raise ValueError(f"{where} is {value!r}")
 
 
 def record_files(run: RunFolder) -> list[Path]:

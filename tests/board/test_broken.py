@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +14,10 @@ import pytest
 
 from launcher import runs as runs_command
 from launcher.board import __main__ as command
+from launcher.board import detail
 from launcher.board.read import Reader, read_runs
 from selfguide.spec.run import RunFolder
+from selfguide.spec.selections import select
 from tests.board import fakes
 
 HUGE = int("9" * 400)
@@ -55,6 +61,27 @@ def broken(run: RunFolder, **changes: Any) -> Path:
         {"label_free": "yes"},
         {"nets": {"net": "a"}},
         {"nets": [{"net": "a"}]},
+        {"images": HUGE},
+        {"attempt": HUGE},
+        {"seed": HUGE},
+        {"nfe": HUGE},
+        {"nfe": -1},
+        {"seconds": 1e300},
+        {"key": "../../elsewhere"},
+        {"key": "k" * 300},
+        {"key": "k\0"},
+        {"sweep": 5},
+        {"left_out": "0123456789"},
+        {"left_out": {"1": 2.0}},
+        {"left_out": ["7"] * 10},
+        {"protocol": None},
+        {"protocol": {"metric": "fd_digits", "g": HUGE}},
+        {"protocol": {"metric": "fd_digits", "interval": ["low", 1.0]}},
+        {"protocol": {"metric": "fd_digits", "interval": [0.0, 0.5, 1.0]}},
+        {"protocol": {"metric": "fd_digits", "tolerance": "tight"}},
+        {"protocol": {"metric": "fd_digits", "sampler": None}},
+        {"protocol": {"metric": "fd_digits", "settings": None}},
+        {"protocol": {"metric": "probe", "settings": {"noise_times": ["early"]}}},
     ],
     ids=lambda changes: str(changes)[:40],
 )
@@ -70,6 +97,38 @@ def test_a_record_of_wrong_values_is_quarantined(
     assert command.main(["ls", "--runs", str(tmp_path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert told["tables"][0]["rows"][0]["score"]["mean"] == 7.0 and len(told["problems"]) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e308])
+def test_blocks_that_nobody_measured_leave_the_score(
+    tmp_path: Path, value: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without them the error of a difference is that of samples not paired."""
+    run = fakes.make_run(tmp_path)
+    fakes.add_record(run, 256_000, {"fd_digits": 7.0}, left_out=[7.0] * 9 + [value])
+    (found,), problems = read_runs(tmp_path)
+    assert problems == () and found.records[0].scores["fd_digits"] == 7.0
+    assert found.records[0].left_out == ()
+    assert command.main(["--runs", str(tmp_path)]) == 0
+
+
+def test_text_that_is_none_is_shown_with_question_marks(tmp_path: Path) -> None:
+    """Messages name files, and names of files need not be UTF-8."""
+    run = fakes.finished_run(tmp_path, "digits_dit", 0, 7.0)
+    lost = "cannot read /data/\udcff.tar"
+    fakes.add_failure(run, 192_000, lost, log=lost)
+    fakes.add_record(
+        run, 256_000, {"fd_digits": 7.0, "\udcff": 1.0}, attempt=2, host="n\ud800", log=lost
+    )
+    assert command.main(["--runs", str(tmp_path)]) == 0
+    page = (tmp_path / "board.html").read_text()
+    assert "cannot read /data/?.tar" in page and "n?" in page
+    for form in ("csv", "json", "parquet"):
+        out = tmp_path / f"board.{form}"
+        assert command.main(
+            ["export", "--format", form, "--out", str(out), "--runs", str(tmp_path)]
+        ) == 0  # fmt: skip
+        assert out.stat().st_size
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "[" * 100_000, '{"schema": 1}', "\x00"])
@@ -91,6 +150,8 @@ def test_a_file_that_is_no_record_is_quarantined(tmp_path: Path, text: str) -> N
         ("metrics/train-1.jsonl", '{"images": 1, "loss": "low"}\n'),
         ("attempts/0001/progress.json", '{"images": "x", "time": 1}'),
         ("attempts/0001/progress.json", '{"images": 5, "time": 1e30}'),
+        ("attempts/0001/progress.json", f'{{"images": {HUGE}, "time": 1}}'),
+        ("attempts/0001/progress.json", '{"images": 1e300, "time": 1}'),
     ],
 )
 def test_other_broken_files_leave_the_scores(tmp_path: Path, name: str, text: str) -> None:
@@ -99,6 +160,68 @@ def test_other_broken_files_leave_the_scores(tmp_path: Path, name: str, text: st
     (found,), problems = read_runs(tmp_path)
     assert len(found.records) == 2
     assert len(problems) == 1 and name in problems[0]
+
+
+@pytest.mark.parametrize(
+    "losses", [(1e308, -1e308), (1e308,) * 600, (5e-324, 1.0), (float("nan"), float("-inf"))]
+)
+def test_losses_of_any_size_leave_the_page(tmp_path: Path, losses: tuple[float, ...]) -> None:
+    run = fakes.finished_run(tmp_path, "digits_dit", 0, 7.0)
+    lines = [{"images": 10 * n, "loss": loss, "nmi": loss} for n, loss in enumerate(losses, 1)]
+    (run.metrics / "train-1.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    assert command.main(["--runs", str(tmp_path)]) == 0
+    svg = "".join(re.findall("<svg.*?</svg>", (tmp_path / "board.html").read_text(), re.DOTALL))
+    assert svg and "nan" not in svg and "inf" not in svg.replace("inference", "")
+
+
+@pytest.mark.parametrize("score", [5e-324, -1e99, 1e99, 0])
+def test_scores_of_any_size_are_drawn(tmp_path: Path, score: float) -> None:
+    run = fakes.finished_run(tmp_path, "digits_dit", 0, 7.0)
+    scores = {"fd_digits": score, "fd_digits_se": abs(score)}
+    fakes.add_record(run, 256_000, scores, attempt=2)
+    assert command.main(["--runs", str(tmp_path)]) == 0
+
+
+def test_names_that_are_no_evaluations_are_left_alone(tmp_path: Path) -> None:
+    """NFS keeps what was deleted and is open under such a name, and file managers leave theirs."""
+    run = fakes.finished_run(tmp_path, "digits_dit", 0, 7.0)
+    for name in (".nfs00000001", "notes", "img-000000005-a.b"):
+        (run.evals / "jobs" / name).mkdir(parents=True)
+        (run.evals / "jobs" / name / "job.json").write_text('{"kind": "local"}')
+    (found,), problems = read_runs(tmp_path)
+    assert len(found.records) == 2 and problems == ()
+
+
+@pytest.mark.parametrize("part", ["evals", "attempts", "attempts/0001", "metrics", "snapshots"])
+def test_a_run_that_is_not_open_to_us_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    run, other = (fakes.finished_run(tmp_path, "digits_dit", seed, 7.0) for seed in (0, 1))
+    real, closed = os.listdir, str(run.root / part)
+
+    def listdir(path: Any) -> list[str]:
+        if str(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", closed)
+        return real(path)
+
+    # a superuser may open all
+    monkeypatch.setattr(os, "listdir", listdir)
+    found, problems = read_runs(tmp_path)
+    assert [each.root for each in found] == [other.root]
+    assert len(problems) == 1 and "Permission denied" in problems[0] and closed in problems[0]
+
+
+def test_a_log_that_is_not_open_to_us_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fakes.finished_run(tmp_path, "digits_dit", 0, 7.0)
+    (run.attempt(1) / "job").mkdir()
+
+    def closed(path: Path) -> list[str]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(detail, "names_in", closed)
+    assert command.main(["--runs", str(tmp_path)]) == 0
 
 
 def test_a_refresh_opens_only_what_has_changed(
@@ -129,10 +252,19 @@ def test_a_refresh_opens_only_what_has_changed(
     assert 17.0 in [run.records[-1].scores["fd_digits"] for run in after]
 
 
+def test_a_refresh_sees_that_a_finished_run_was_selected(tmp_path: Path) -> None:
+    run = fakes.finished_run(tmp_path, "digits_dit", 0, 7.0)
+    age(tmp_path)
+    reader = Reader()
+    (before,), _ = reader.read(tmp_path)
+    assert before.state.word == "finished" and not any(r.nets for r in before.records)
+    select(run, asdict(fakes.PROTOCOL), by="launcher.tune")
+    (after,), _ = reader.read(tmp_path)
+    assert {use.use for record in after.records for use in record.nets or ()} == {"selected"}
+
+
 def age(root: Path) -> None:
     """Makes all files as old as those of yesterday."""
-    import os
-
     for folder, _, names in os.walk(root):
         for path in (folder, *(os.path.join(folder, name) for name in names)):  # noqa: PTH118
             os.utime(path, (1.75e9, 1.75e9))

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,16 +189,31 @@ def test_a_swept_run_that_no_protocol_scores_shows_its_front_among_those_that_wa
     assert '<div class="recipe">' in page.render(board, built=0.0)
 
 
-@pytest.mark.parametrize("change", ["chosen", "schema", "sampler"])
-def test_a_recipe_that_cannot_be_read_is_left_out_and_named(tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize(
+    ("where", "change"),
+    [
+        ((), {"schema": 99}),
+        (("fronts", 0), {"chosen": "img-0"}),
+        (("fronts", 0), {"samples": "5000"}),
+        (("fronts", 0), {"selected_by": 5}),
+        (("fronts", 0, "points", 0), {"sampler": {"steps": "many"}}),
+        (("fronts", 0, "points", 0), {"sampler": {}}),
+        (("fronts", 0, "points", 0), {"nfe": "fifty"}),
+        (("fronts", 0, "points", 0), {"nfe": 10**400}),
+        (("fronts", 0, "points", 0), {"score": float("nan")}),
+        (("fronts", 0, "points", 0), {"score": None}),
+        (("fronts", 0, "points", 0), {"se": "0.1"}),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_left_out_and_named(
+    tmp_path: Path, where: tuple[str | int, ...], change: dict[str, Any]
+) -> None:
     path = recipe.recipe_path(fakes.swept_run(tmp_path, "digits_dit", 0, 7.0))
     values = json.loads(path.read_text())
-    if change == "chosen":
-        values["fronts"][0]["chosen"] = "img-0"
-    elif change == "schema":
-        values["schema"] = 99
-    else:
-        values["fronts"][0]["points"][0]["sampler"] = {"steps": "many"}
+    changed: Any = values
+    for each in where:
+        changed = changed[each]
+    changed.update(change)
     path.write_text(json.dumps(values))
     board = collect(*read_runs(tmp_path))
     assert len(board.tables) == 1 and [str(path) in told for told in board.problems] == [True]

@@ -13,6 +13,7 @@ from launcher.board.collect import collect, group_key
 from launcher.board.columns import columns
 from launcher.board.read import read_runs
 from launcher.board.states import chips
+from launcher.folder import find
 from selfguide.spec.config.evaluation import Expected
 from selfguide.spec.files import read_config, to_yaml
 from selfguide.spec.records import Protocol, record_key, record_path
@@ -37,6 +38,21 @@ def test_a_finished_run(tmp_path: Path) -> None:
     assert run.records[-1].scores["fd_digits"] == 7.0
     assert run.label_free and run.failure == ""
     assert run.heard == run.records[-1].time
+
+
+def test_a_link_is_a_name_of_a_run_and_no_run(tmp_path: Path) -> None:
+    run, far = (fakes.finished_run(tmp_path / at, "digits_dit", 0, 7.0) for at in ("runs", "far"))
+    here = run.root.parent
+    (here / "latest").symlink_to(run.root.name)
+    (here / "lost").symlink_to("nowhere")
+    (tmp_path / "runs" / "alias").symlink_to(here.name)
+    # a run that lies on another disk, and the newest of those
+    (here / "moved").symlink_to(far.root)
+    (here / "newest").symlink_to("moved")
+    found, problems = read_runs(tmp_path / "runs")
+    assert sorted(each.root.name for each in found) == sorted([run.root.name, "moved"])
+    assert problems == ()
+    assert find("latest", tmp_path / "runs").root.resolve() == run.root
 
 
 def test_scores_that_are_no_numbers_are_missing(tmp_path: Path) -> None:

@@ -93,8 +93,12 @@ def test_data_logs_and_pictures_of_runs_and_of_nothing_else(tmp_path: Path) -> N
         f"{at}/evals",
     ):
         assert client.get(path)[0] == 404, path
-    for method in ("POST", "PUT", "DELETE"):
+    for method in ("POST", "PUT", "DELETE", "OPTIONS"):
         assert client.get("/", method)[0] == 405
+    assert client.get("/", "HEAD")[0] == 200
+    # Python reads no number of so many digits
+    assert client.get(f"{at}/log?lines={'9' * 5000}")[2] == b"a\nb\nc"
+    assert client.get("/board.json?protocol=&sort=&filter=")[0] == 200
     assert client.get("/", host="evil.example")[0] == 400
 
 
@@ -110,7 +114,32 @@ def test_who_looks_must_know_the_token(tmp_path: Path) -> None:
     assert (
         status == 303 and TOKEN not in headers["location"] and "HttpOnly" in headers["set-cookie"]
     )
-    assert client.get("/", cookie=headers["set-cookie"].split(";")[0])[0] == 200
+    cookie = headers["set-cookie"].split(";")[0]
+    assert client.get("/", cookie=cookie)[0] == 200
+    # of a browser that was here before
+    assert client.get(f"/?token={TOKEN}", cookie=cookie)[0] == 303
+
+
+def test_a_runs_folder_that_goes_away_is_told_and_comes_back(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    run = fakes.finished_run(root, "digits_dit", 0, 7.0)
+    client = Client(root)
+    assert run.root.name.encode() in client.get("/")[2]
+    root.rename(tmp_path / "away")
+    status, _, page = client.get("/")
+    assert status == 200 and b"is gone" in page and run.root.name.encode() not in page
+    (tmp_path / "away").rename(root)
+    page = client.get("/")[2]
+    assert b"is gone" not in page and run.root.name.encode() in page
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1"])
+def test_any_address_of_this_machine_s_own_is_answered(tmp_path: Path, host: str) -> None:
+    client = Client(tmp_path)
+    client.app = serve.application(client.live, host=host)
+    named = f"[{host}]" if ":" in host else host
+    assert client.get("/board.json", host=f"{named}:8765")[0] == 200
+    assert client.get("/board.json", host="evil.example")[0] == 400
 
 
 def options(tmp_path: Path, **given: Any) -> argparse.Namespace:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher.board import filter as grammar
+from launcher.board import page
 from launcher.board.collect import Board, collect
 from launcher.board.export import encoded
 from launcher.board.plain import finite, flat_rows
@@ -108,11 +109,36 @@ def test_rows_go_out_as_csv_json_and_parquet_alike(board: Board, tmp_path: Path)
     assert parquet.read_table(tmp_path / "rows.parquet").to_pylist() == rows
 
 
+def test_an_error_that_nobody_knows_is_none(tmp_path: Path) -> None:
+    run = fakes.make_run(tmp_path)
+    fakes.add_record(run, 256_000, {"fd_digits": 7.0})
+    (row,) = flat_rows(collect(*read_runs(tmp_path)))
+    assert (row["score"], row["sd"], row["se"]) == (7.0, None, None)
+
+
 def test_a_name_that_a_spreadsheet_would_run_goes_out_as_text() -> None:
     assert (
         encoded([{"experiment": "=cmd()", "score": -1.5}], "csv")
         == b"experiment,score\n'=cmd(),-1.5\n"
     )
+
+
+def test_cells_of_a_csv_come_back_whatever_is_in_them() -> None:
+    names = ["a, b", 'say "so"', "one\ntwo", "one\rtwo", "one\r\ntwo", "\ttab", "-5 %"]
+    text = encoded([{"experiment": name, "score": 1.5} for name in names], "csv").decode()
+    told = [row["experiment"] for row in csv.DictReader(io.StringIO(text, newline=""))]
+    assert told == [*names[:3], *["one\ntwo"] * 2, "'\ttab", "'-5 %"]
+
+
+def test_a_setting_without_a_value_is_null_in_names_and_filters(tmp_path: Path) -> None:
+    for warmup in (None, 128):
+        run = fakes.make_run(tmp_path, warmup_images=warmup)
+        fakes.add_record(run, 256_000, {"fd_digits": 7.0})
+    board = collect(*read_runs(tmp_path))
+    (table,) = chosen(board, text="train.warmup_images=null").tables
+    assert [row.variant for row in table.rows] == [("train.warmup_images=null",)]
+    text = page.render(board, built=0.0)
+    assert '["train.warmup_images","null"]' in text and "=None" not in text
 
 
 def test_what_is_no_json_is_none() -> None:

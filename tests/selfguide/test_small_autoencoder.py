@@ -162,6 +162,28 @@ def test_a_fit_of_one_image_or_into_a_folder_is_refused_before_it_begins(tmp_pat
         fit(one, out)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_images_of_any_channels_are_fitted_and_drawn(tmp_path: Path, channels: int) -> None:
+    root, out = tmp_path / "images", tmp_path / "a.safetensors"
+    stored = ArraySource.of("waves", waves(20, (channels, 8, 16)))
+    writer.write(root, stored, header=PIXELS)
+    assert fit(root, out, "--images", "32", "--factor", "2") == 0
+    assert load_autoencoder("small", out).image_channels == channels
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.mode == ("RGB" if channels >= 3 else "L")
+
+
+def test_a_fit_whose_last_images_are_all_held_out_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = tmp_path / "images", tmp_path / "a.safetensors"
+    writer.write(root, ArraySource.of("waves", waves(8)), header=PIXELS)
+    monkeypatch.setattr(small_vae, "held_out", np.arange)
+    with pytest.raises(UserError, match=r"--images 16: .*larger --batch"):
+        fit(root, out, "--images", "16", "--batch", "4")
+    assert not out.exists()
+
+
 def test_a_rate_that_is_no_number_is_refused_by_the_command_line(images: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         vae.main([str(images), "--out", "a.safetensors", "--rate", "nan"])

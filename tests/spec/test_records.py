@@ -57,8 +57,8 @@ def test_a_record_written_and_read_again_is_the_same(
 def test_a_score_that_is_no_number_is_missing() -> None:
     scores = {"fd_digits": math.nan, "nmi": math.inf, "ari": None, "classes": 10}
     values = {"schema": SCHEMA, "status": "done", "key": "k", "attempt": 1, "images": 5}
-    found = EvaluationRecord.of(values | {"protocol_key": "p", "scores": scores})
-    assert found.scores == {"classes": 10.0}
+    values |= {"protocol_key": "p", "protocol": {"metric": "fd_digits"}}
+    assert EvaluationRecord.of(values | {"scores": scores}).scores == {"classes": 10.0}
 
 
 @pytest.mark.parametrize(
@@ -69,11 +69,12 @@ def test_a_score_that_is_no_number_is_missing() -> None:
         {"images": "many"},
         {"protocol_key": ""},
         {"attempt": None},
+        {"protocol": None},
     ],
 )
 def test_a_record_that_is_none_is_refused(change: dict[str, object]) -> None:
     values = {"schema": SCHEMA, "status": "done", "key": "k", "attempt": 1, "images": 5}
-    values |= {"protocol_key": "p", "scores": {}}
+    values |= {"protocol_key": "p", "protocol": {"metric": "fd_digits"}, "scores": {}}
     EvaluationRecord.of(values)
     with pytest.raises((ValueError, TypeError)):
         EvaluationRecord.of(values | change)
