@@ -158,7 +158,9 @@ def drawn_pixels(snapshot: Snapshot, seed: int, batch: int) -> Callable[[int, in
         made = generate_each(
             snapshot, snapshot.config.sampler, conditions(seeds), seeds, batch=batch
         )
-        return normaliser.pixels(torch.cat([x for x, _ in made]))
+        x = torch.cat([x for x, _ in made])
+        images.check_finite(x, first)
+        return normaliser.pixels(x)
 
     return draw
 

@@ -164,6 +164,20 @@ def drawn(snapshot: Snapshot, config: Config, net: FeatureNet) -> Draw:
     return draw
 
 
+def check_finite(x: Tensor, first: int) -> None:
+    """Returns when samples (B, C, H, W), of which the first one has that number, are finite.
+
+    Raises:
+        UserError: one that is not.
+    """
+    bad = ~torch.isfinite(x).flatten(1).all(1)
+    if bad.any():
+        raise UserError(
+            f"sample {first + int(bad.int().argmax())} of this snapshot is NaN or infinite: it cannot be "
+            "scored; look at its loss, or sample with more steps or less guidance"
+        )
+
+
 class _Samples:
     """Images of a snapshot by their number, in blocks."""
 
@@ -181,12 +195,7 @@ class _Samples:
         snapshot = self.snapshot
         with exact():
             x, evaluations = self.drawn(first, self.config.evaluation.batch)
-            bad = ~torch.isfinite(x).flatten(1).all(1)
-            if bad.any():
-                raise UserError(
-                    f"sample {first + int(bad.int().argmax())} of this snapshot is NaN or infinite: it cannot be "
-                    "scored; look at its loss, or sample with more steps or less guidance"
-                )
+            check_finite(x, first)
             return to_images(snapshot.data["header"], x, self.codec), evaluations
 
     def drawn(self, first: int, size: int, snapshot: Snapshot | None = None) -> tuple[Tensor, int]:

@@ -22,7 +22,7 @@ from selfguide.data.normaliser import Normaliser
 from selfguide.discovery.agreement import agreement
 from selfguide.distributed import RankInfo
 from selfguide.evaluation.features.digitnet import TOP, DigitNet, embed, half, load_digitnet
-from selfguide.evaluation.images import Work, remove, score_images
+from selfguide.evaluation.images import Work, check_finite, remove, score_images
 from selfguide.evaluation.metrics.copies import copy_rate
 from selfguide.evaluation.metrics.frechet import Reference, between, frechet, parted
 from selfguide.evaluation.metrics.moments import BLOCKS, Moments
@@ -224,7 +224,7 @@ def fd_digits(
         The scores, the network evaluations a sample took, and the samples as uint8 (N, 1, 8, 8) with levels 0..255.
 
     Raises:
-        UserError: the digit net is not the one that the protocol names.
+        UserError: the digit net is not the one that the protocol names, or a sample is not finite.
     """
     sampler, evaluation = config.sampler, config.evaluation
     data = shards.read_all(snapshot.data["root"])
@@ -247,6 +247,7 @@ def fd_digits(
     )
     for made, evaluations in batches:
         status.enter("evaluate")
+        check_finite(made, sum(map(len, parts)))
         parts.append(normaliser.pixels(made))
         nfe = max(nfe, evaluations)
         log.info(f"{sum(map(len, parts)):,} / {evaluation.samples:,} samples")
