@@ -153,8 +153,13 @@ def _protocol(config: Config, name: str | None, flag: str) -> EvaluationConfig:
     Raises:
         UserError: the run is scored by no such protocol, and it is none of digits.
     """
-    own = {each.evaluation.protocol: each.evaluation for each in config.scored_by}
-    name = name or next((each for each in own if not FEATURES[each].of_layers), None)
+    own = {
+        by.protocol: by
+        for each in config.scored_by
+        # layers are those of the network, however it is guided
+        if not FEATURES[(by := each.evaluation).protocol].of_layers
+    }
+    name = name or next(iter(own), None)
     digits = [each for each, features in FEATURES.items() if features.of_digits]
     if name is None and config.data.shape == (1, 8, 8):
         name = digits[0]
@@ -162,10 +167,14 @@ def _protocol(config: Config, name: str | None, flag: str) -> EvaluationConfig:
         return replace(own[name], metrics=())
     if name in digits and config.data.shape == (1, 8, 8):
         return EvaluationConfig(protocol=name)  # type: ignore[arg-type]
-    known = ", ".join(own) or "none"
+    if name is None:
+        raise UserError(
+            "samples of this run are scored by no protocol, so there is nothing to search by; take a run that was "
+            "submitted with one, such as evaluation=fd_effnet"
+        )
     raise UserError(
-        f"{flag} {name or ''}: this run is scored by {known}; give one of these, or of digits one of "
-        f"{', '.join(digits)}"
+        f"{flag} {name}: samples of this run are scored by {', '.join(own) or 'none'}; give one of these, or of "
+        f"digits one of {', '.join(digits)}"
     )
 
 

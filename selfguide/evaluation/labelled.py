@@ -129,7 +129,9 @@ class Batches:
             size: images of a batch.
         """
         self.data, self.net, self.status, self.size = data, net, status, size
-        self.seed, self.flip = data.seed, net.snapshot.config.data.flip
+        config = net.snapshot.config
+        # augmentation mirrors as well, in place of data.flip
+        self.seed, self.flip = data.seed, config.data.flip or config.augment.on
 
     def shuffled(self, number: int) -> Iterator[Batch]:
         """The training part in the order of this pass, mirrored and noised anew."""

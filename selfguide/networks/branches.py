@@ -18,7 +18,7 @@ def build_branches(config: Config, net: Architecture) -> dict[str, Branch]:
     if config.align.on:
         layer, teacher = config.align.layers_in(net)
         width, out = net.layers[layer - 1].width, net.layers[teacher - 1].width
-        found[projector.NAME] = projector.Projector(layer, width, out)
+        found[projector.NAME] = projector.Projector(layer, teacher, width, out)
     if config.contrastive.on:
         found["contrastive"] = ContrastiveHead(config.contrastive, net)
     return found

@@ -10,8 +10,9 @@ import payloads
 import pytest
 
 from launcher import sweep_folder
+from shards import storage
 from shards.errors import UserError
-from tools.study.arms import UNCONDITIONAL
+from tools.study.arms import KMEANS, UNCONDITIONAL
 from tools.study.training import named, train
 from tools.study.work import Study
 
@@ -56,3 +57,53 @@ def test_a_finished_run_with_other_snapshots_is_refused_before_anything_is_train
     with pytest.raises(UserError, match="give --runs DIR"):
         fine.known([UNCONDITIONAL], [0])
     assert set(coarse.known([UNCONDITIONAL], [0])) == {UNCONDITIONAL}
+
+
+def test_a_run_that_went_past_a_snapshot_of_the_study_is_refused_before_anything_is_trained(
+    settings: list[str], runs: Path, payload: Callable[..., None], tmp_path: Path
+) -> None:
+    """It goes on from its newest checkpoint, and so never publishes that snapshot; what is due there it does."""
+    payload(train=payloads.publish_all)
+    ours = ("runs=", "experiment=", "train.snapshot_every=")
+    own = tuple(word for word in settings if not word.startswith(ours))
+    coarse = Study(runs, tmp_path / "out", own, snapshots=1)
+    fine = Study(runs, tmp_path / "out", own, snapshots=2)
+    (trained,) = coarse.train({UNCONDITIONAL: [0]})[UNCONDITIONAL]
+    (trained.final / storage.MANIFEST).unlink()
+
+    def save(images: int) -> None:
+        saved = trained.run.checkpoint(images)
+        saved.mkdir(parents=True)
+        (saved / "part").write_bytes(b"x")
+        storage.publish_folder(saved, extra={"images": images})
+
+    save(640)
+    fine._check_snapshots(named([fine._typed(UNCONDITIONAL, 0)], fine._common))
+    save(768)
+    before = [each.root for each in sweep_folder.sweeps(runs)]
+    with pytest.raises(UserError, match=r"lacks those after 640 images: give --runs DIR"):
+        fine.train({UNCONDITIONAL: [0, 1]})
+    assert [each.root for each in sweep_folder.sweeps(runs)] == before
+
+
+def test_groups_that_were_not_made_to_their_end_leave_their_arm_out(
+    settings: list[str], runs: Path, payload: Callable[..., None], tmp_path: Path
+) -> None:
+    payload(train=payloads.publish_all)
+    ours = ("runs=", "experiment=", "train.snapshot_every=")
+    own = tuple(word for word in settings if not word.startswith(ours))
+    study = Study(runs, tmp_path / "out", own, snapshots=1)
+    study.train({UNCONDITIONAL: [0]})
+    (study.notes / KMEANS.name).mkdir(parents=True)
+    assert set(study.known([UNCONDITIONAL, KMEANS], [0])) == {UNCONDITIONAL}
+
+
+def test_snapshots_that_would_not_be_kept_are_refused_before_anything_is_trained(
+    settings: list[str], runs: Path, tmp_path: Path
+) -> None:
+    ours = ("runs=", "experiment=", "train.snapshot_every=")
+    own = [word for word in settings if not word.startswith(ours)]
+    study = Study(runs, tmp_path / "out", (*own, "train.keep_snapshots=1"), snapshots=2)
+    with pytest.raises(UserError, match=r"take train\.keep_snapshots=2 or more"):
+        study.train({UNCONDITIONAL: [0]})
+    assert not sweep_folder.sweeps(runs)

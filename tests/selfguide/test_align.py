@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from launcher.compose import compose
 from selfguide.diffusion.conditions import Condition
@@ -16,11 +18,17 @@ from selfguide.guidance.component import Inputs, Stepped
 from selfguide.networks.projector import NAME
 from selfguide.networks.student import Outputs, Student, build_student
 from selfguide.representation.align import Align
-from selfguide.spec.config import Config
+from selfguide.spec.config import Config, NoGuidance
+from selfguide.spec.config.align import AlignConfig
+from selfguide.spec.config.auxiliary import AuxiliaryConfig
+from selfguide.spec.run import RunFolder
 from selfguide.spec.sizes import architecture, footprint
 from selfguide.spec.validate import validate
+from selfguide.training.flops import count_flops
 from shards.errors import UserError
 from tests.selfguide.test_auxiliary import COUNT, batch_of, moved
+from tests.selfguide.test_training import IMAGES, assert_same, attempt, weights
+from tests.selfguide.test_training import config as training_config
 
 WORDS = [
     "experiment=digits_class", "cluster=local", "align.weight=0.2", "align.layer=1", "align.teacher_layer=3",
@@ -60,6 +68,19 @@ def test_the_teacher_sees_the_same_noise_at_a_lower_time_that_is_never_below_0()
     assert not component.lower(alike).any()
     other = component.lower(replace(batch, position=batch.position + 1))
     assert not torch.equal(lower, other)
+
+
+@pytest.mark.parametrize(
+    ("path", "end"), [("edm", 0.002 / 1.002), ("ddpm", 0.001), ("vp", 1e-4), ("sgfm", 0.0)]
+)
+def test_the_teacher_sees_no_noise_that_its_path_does_not_have(path: str, end: float) -> None:
+    config = config_of(f"path={path}", "align.noise_gap=1")
+    tau = torch.tensor([end / 2, end, 0.5, 0.9])
+    lower = Align(config).lower(replace(batch_of(config), tau=tau))
+    assert (lower <= tau).all() and (lower[2:] >= end - 1e-9).all()
+    # of less than that there is none
+    torch.testing.assert_close(lower[:2], tau[:2])
+    assert lower[2] < 0.5
 
 
 def test_the_distance_is_the_smooth_l1_to_the_teachers_later_layer() -> None:
@@ -155,6 +176,51 @@ def test_its_parameters_are_counted_exactly() -> None:
     assert more.teacher == 4 * more.parameters and footprint(without).teacher == 0
 
 
+def test_flops_count_what_the_teacher_reads_as_well() -> None:
+    config = config_of()
+    student, teacher = students(config)
+    x, tau, condition = torch.zeros(1, 1, 8, 8), torch.zeros(1), Condition.unconditional(1)
+    tokens = student.backbone.features(x, tau, condition, 1)
+    found = []
+    for work in (
+        lambda: teacher.backbone.features(x, tau, condition, 3),
+        lambda: student.branches[NAME](tokens, tau, condition),
+    ):
+        with FlopCounterMode(display=False) as counter:
+            work()
+        found.append(counter.get_total_flops())
+    more = count_flops(config).training - count_flops(compose(WORDS[:2])).training
+    # the projector learns, the teacher does not
+    assert more == found[0] + 3 * found[1] > 0
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [("torch", "bf16"), ("deepspeed", "fp32")])
+def test_a_resumed_run_on_two_ranks_ends_with_the_same_bits(
+    ranks: Any, digits: Path, tmp_path: Path, backend: str, dtype: str
+) -> None:
+    """Beside a head and self-conditioning; between two refreshes of the teacher."""
+    cfg = training_config(digits, backend, dtype)
+    cfg = replace(
+        cfg,
+        guidance=NoGuidance(),
+        model=replace(cfg.model, self_condition="2"),
+        align=AlignConfig(weight=0.2, layer=1, teacher_layer=3, teacher_refresh=192),
+        auxiliary=AuxiliaryConfig(weight=0.5, layer=2),
+    )
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for root in (whole, parts):
+        ranks(2, attempt, cfg, str(root))
+    for folder in [*(parts / "checkpoints").glob("img-*"), *(parts / "snapshots").glob("img-*")]:
+        if int(folder.name[4:]) > IMAGES // 2:
+            (folder / "MANIFEST.json").unlink()
+    assert RunFolder(parts).saved()[-1] == IMAGES // 2
+    assert ranks(2, attempt, cfg, str(parts)) == [2, 2]
+    assert_same(weights(parts), weights(whole))
+    names = weights(whole)
+    for part in ("branches.align.", "branches.auxiliary.", "backbone.self_condition."):
+        assert any(name.startswith(part) for name in names), part
+
+
 REFUSED = [
     (["align.layer=5"], "align.layer=5.*take align.layer=1$"),
     (["align.layer=4", "align.teacher_layer=4"], "align.layer=4.*take align.layer=1$"),
@@ -170,3 +236,10 @@ REFUSED = [
 def test_an_alignment_that_cannot_be_is_refused_with_a_cure(words: list[str], names: str) -> None:
     with pytest.raises(UserError, match=names):
         validate(config_of(*words))
+
+
+def test_a_network_of_one_layer_is_refused_with_a_depth_that_works() -> None:
+    words = [*WORDS[:3], "model.depth=1"]
+    with pytest.raises(UserError, match=r"align\.weight=0\.2 needs a layer.*take model\.depth=3$"):
+        validate(compose(words))
+    validate(compose([*words, "model.depth=3"]))

@@ -125,6 +125,8 @@ REFUSED = [
     (["auxiliary.layer=5"], "auxiliary.layer=5.*1 to 4; take auxiliary.layer=2$"),
     (["auxiliary.layer=4"], "last of 4 layers.*auxiliary.layer=2"),
     (["model=unet_digits", "path=edm", "sampler=heun_edm"], "a UNet"),
+    (["model.depth=1"], "auxiliary.layer=2.*1 to 1; take model.depth=3$"),
+    (["model.depth=1", "auxiliary.layer=null"], "last of 1 layers.*take model.depth=2$"),
     (["auxiliary.weight=-1"], "auxiliary.weight=-1"),
     (["auxiliary.weight=null"], "auxiliary.layer=2 is read with"),
 ]
@@ -132,5 +134,8 @@ REFUSED = [
 
 @pytest.mark.parametrize(("words", "names"), REFUSED)
 def test_a_head_that_cannot_be_is_refused_with_a_cure(words: list[str], names: str) -> None:
-    with pytest.raises(UserError, match=names):
+    with pytest.raises(UserError, match=names) as refused:
         validate(config_of(*words))
+    cure = str(refused.value).rpartition("take ")[2]
+    if "=" in cure and " " not in cure:
+        validate(config_of(*words, cure))

@@ -203,6 +203,34 @@ def test_places_of_patches_are_even_and_anew_at_each_pass(snapshot: Snapshot) ->
     assert 0.4 < first.place.mean() < 0.6 and first.place.min() < 0.1 < 0.9 < first.place.max()
 
 
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ((), 0.0),
+        (("data.flip=true",), 0.5),
+        # it takes the place of data.flip: DDAE++ compares probes with and without it
+        (("augment=edm",), 0.5),
+    ],
+)
+def test_training_images_are_mirrored_where_the_model_saw_them_so(
+    data: Path, tmp_path: Path, settings: tuple[str, ...], share: float
+) -> None:
+    folder = write_snapshot(tmp_path / "one", data, *SETTINGS, *settings)
+    net = SnapshotFeatures(
+        load(folder), manifests.load(data).header, layer="1", noise_time=0.1, pooling="mean"
+    )
+    labelled_data = Labelled(root=str(data), test_root=None, most=30, seed=0)
+    batches = Batches(labelled_data, net, RankStatus(), size=16)
+    whole, seen = (
+        torch.cat([batch.x0 for batch in made])
+        for made in (batches.plain("train"), batches.shuffled(0))
+    )
+    turned = [any(torch.equal(image.flip(-1), each) for each in whole) for image in seen]
+    kept = [any(torch.equal(image, each) for each in whole) for image in seen]
+    assert all(a or b for a, b in zip(turned, kept, strict=True))
+    assert np.mean(turned) == pytest.approx(share, abs=0.15 if share else 0)
+
+
 def test_probe_job_publishes_one_record_that_leaves_the_model_label_free(
     run: RunFolder, snapshot: Snapshot, alone: Probed
 ) -> None:

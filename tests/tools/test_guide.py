@@ -200,3 +200,22 @@ def test_guide_refuses_what_cannot_be_searched_before_it_draws(
     with pytest.raises(UserError, match=named):
         guide.main([str(run.root), *FEW, *words])
     assert not drawn(run)
+
+
+def test_a_probe_of_layers_is_nothing_to_search_by(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It reads the network, however that is guided: every point would have one score."""
+    run = RunFolder(tmp_path / "digits_class" / "probed")
+    manifest = manifests.load(digits)
+    data = {"root": str(digits), "header": manifest.header, "manifest": manifest.hash}
+    labels = {"source": "labels", "told": True, "p": [0.1] * 10, "label_free": False}
+    write_snapshot(
+        run.snapshot(7), digits, "sampler.steps=2", "evaluation=[probe_digits,fd_digits]",
+        experiment="digits_class", data=data, guidance=labels,
+    )  # fmt: skip
+    run.run_json.write_text(json.dumps({"id": "probed", "images": 7}))
+    with pytest.raises(UserError, match=r"--protocol probe: samples .* scored by fd_digits"):
+        guide.main([str(run.root), *FEW, "--protocol", "probe"])
+    assert not drawn(run)
+    assert answer(run, capsys)["search"]["metric"] == "fd_digits"

@@ -15,7 +15,7 @@ from selfguide.snapshot import load
 from selfguide.spec.run import RunFolder
 from shards.format import manifest as manifests
 from tests.selfguide.snapshots import write_snapshot
-from tools.study import blocks
+from tools.study import blocks, report
 from tools.study.arms import ARMS, BY_NAME, CLASS, EMOJI
 from tools.study.document import Block, Heading, Paragraph, Picture, Table, markdown, page
 from tools.study.findings import Found, Point, draw_clusters, find_out
@@ -137,7 +137,9 @@ def test_pages_say_the_same_escape_what_is_said_and_hold_their_pictures(tmp_path
 def test_the_report_of_an_arm_shows_what_was_measured(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two snapshots of a run of labels; the probe, which takes a minute, has tests of its own."""
+    """Two snapshots of a run of labels, and one of when it was made longer; probes, which take a minute, are tested
+    elsewhere.
+    """
     probe = {"linear_accuracy": 0.625, "linear_accuracy_se": 0.01}
     monkeypatch.setattr(Bench, "probed", lambda *_: probe)
     words = ("guidance=labels", "sampler.steps=2", "model.depth=1", "model.width=32")
@@ -146,14 +148,16 @@ def test_the_report_of_an_arm_shows_what_was_measured(
     config = compose(["experiment=digits_class", "cluster=local", "train.images=12800"])
     shards = manifests.load(digits)
     data = {"root": str(digits), "header": shards.header, "manifest": shards.hash}
-    for images in (6400, 12800):
+    for images in (6400, 12800, 25600):
         write_snapshot(
             run.snapshot(images), digits, *words, guidance=told, images=images, data=data
         )
     bench = Bench(str(digits), tmp_path / "kept", both_nets())
     search = Search(weights=(1.5,), chooses=40, reports=60)
     known = find_out(bench, CLASS, [Trained(run, config)], search)
+    # arms are compared at equal images
     assert known.images == [6400, 12800] and known.seeds == [0]
+    assert [point.probe for point in known.last] == [probe]
     # every scan is in the group of its label
     assert known.last[0].groups["nmi"] == 1 and known.last[0].groups["utilisation"] == 1
     made = list(blocks.of_digits({"class": known}, tmp_path))
@@ -176,3 +180,10 @@ def test_clusters_are_drawn_a_group_a_row_and_not_of_what_has_none(
     assert Image.open(tmp_path / "grid.png").size == (3 * (10 * 9 - 1), 3 * (2 * 9 - 1))
     none = load(write_snapshot(tmp_path / "none", digits, "sampler.steps=1"))
     assert not draw_clusters(none, Guide(), tmp_path / "none.png")
+
+
+def test_a_report_is_written_where_there_is_no_git(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert report._commit() == "of an installation"

@@ -72,7 +72,13 @@ def find_out(bench: Bench, arm: Arm, runs: Sequence[Trained], search: Search) ->
 
     Probes take a minute each: through training those of the first seed, at the end those of all.
     """
-    listed = [(seed, run, n) for seed, run in enumerate(runs) for n in sorted(run.run.published())]
+    # a run may have been made longer since, and arms are compared at equal images
+    listed = [
+        (seed, run, images)
+        for seed, run in enumerate(runs)
+        for images in run.run.published()
+        if images <= run.config.train.images
+    ]
     curves: list[list[Point]] = [[] for _ in runs]
     for seed, run, images in cli.track(listed, len(listed), f"{arm.name}: snapshots"):
         snapshot = load(run.run.snapshot(images))

@@ -10,13 +10,13 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from launcher import code_copy
 from shards import cli, storage
 from shards.errors import UserError
 from tools import flags
@@ -106,15 +106,10 @@ def _about(options: argparse.Namespace, search: Search, seconds: float) -> str:
 
 
 def _commit() -> str:
-    at = Path(__file__).parent
-    said = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=at,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return said.stdout.strip() or "of an installation"
+    found = code_copy.git(Path(__file__).parents[2])
+    if not found:
+        return "of an installation"
+    return found["revision"][:8] + ("-dirty" if found["dirty"] else "")
 
 
 def _processor() -> str:

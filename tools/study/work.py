@@ -12,6 +12,7 @@ from pathlib import Path
 
 from launcher.compose import compose
 from launcher.sites import takes_config_dir
+from shards import storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from tools import flags
@@ -72,21 +73,29 @@ class Study:
         """
         if any(arm.data == "digits" for arm in seeds):
             self._make_digits()
+        listed = _in_turn(seeds)
+        # what is trained is not trained again, whatever snapshots it has: better said before hours of training
+        plain = [self._typed(*each) for each in listed if not each[0].groups_by]
+        self._check_snapshots(named(plain, self._common))
         found = [arm for arm in seeds if arm.groups_by]
         if found:
             train([self._with_cadence(UNCONDITIONAL.settings)], self._common)
             find_groups(found, self.root, self.first.final, self.notes)
-        listed = _in_turn(seeds)
         typed = [self._typed(*each) for each in listed]
-        # a finished run is not trained again, whatever snapshots it has: better said before hours of training
-        self._check_snapshots(each for each in named(typed, self._common) if each.finished)
+        if found:
+            self._check_snapshots(named(typed, self._common))
         trained = train(typed, self._common)
         self._check_snapshots(trained)
         return _by_arm(listed, trained)
 
     def known(self, arms: Sequence[Arm], seeds: Sequence[int]) -> Runs:
         """The runs that have finished; arms of which none has are left out."""
-        there = [arm for arm in arms if not arm.groups_by or (self.notes / arm.name).exists()]
+        # one that was ended may have left a folder without its groups
+        there = [
+            arm
+            for arm in arms
+            if not arm.groups_by or (self.notes / arm.name / storage.MANIFEST).exists()
+        ]
         listed = _in_turn(dict.fromkeys(there, seeds))
         found = named([self._typed(*each) for each in listed], self._common)
         done = [each for each in zip(listed, found, strict=True) if each[1].finished]
@@ -97,11 +106,21 @@ class Study:
         """
         Raises:
             UserError: a run lacks one of the snapshots that every run of this study has, by which arms would be
-                searched over different guidance.
+                searched over different guidance, or is not to keep them.
         """
         for each in trained:
             train, published = each.config.train, each.run.published()
-            wanted = range(train.snapshot_every, train.images + 1, train.snapshot_every)
+            count = -(-train.images // train.snapshot_every)
+            if train.keep_snapshots is not None and train.keep_snapshots < count:
+                raise UserError(
+                    f"train.keep_snapshots={train.keep_snapshots}: the study reads all of a run's snapshots; take "
+                    f"train.keep_snapshots={count} or more, or leave it out"
+                )
+            last = train.images
+            if not each.finished:
+                # it goes on from its newest checkpoint, and publishes what is due there
+                last = min(last, max(each.run.saved(), default=0) - train.batch)
+            wanted = range(train.snapshot_every, last + 1, train.snapshot_every)
             # a snapshot is taken after the step that reaches its count
             missing = [n for n in wanted if not any(0 <= at - n < train.batch for at in published)]
             if missing:

@@ -28,7 +28,7 @@ class AlignConfig(ComponentSettings):
     # counted from 1; None are the source's, behind 8 and 20 of 28 blocks
     layer: Annotated[int | None, AtLeast(1), _ON] = None
     teacher_layer: Annotated[int | None, AtLeast(1), _ON] = None
-    # the teacher's noise-time is the step's less as much at most, and never below 0 (their t_max)
+    # the teacher's noise-time is the step's less as much at most, and never below the path's end (their t_max)
     noise_gap: Annotated[float, Within(0.0, 1.0), _ON] = 0.2
     # where nothing else refreshes the teacher: images between refreshes from the averages
     teacher_refresh: Annotated[int, Images(), _ON] = 1024
@@ -65,6 +65,11 @@ class AlignConfig(ComponentSettings):
 
     def check(self, config: Config, net: Architecture) -> None:
         layer, teacher = self.layers_in(net)
+        if len(net.layers) == 1:
+            raise UserError(
+                f"align.weight={self.weight:g} needs a layer that follows another, and this network has one; take "
+                "model.depth=3"
+            )
         if teacher <= layer:
             raise UserError(
                 f"align.teacher_layer={teacher} is no later than align.layer={layer}: the student learns from what "

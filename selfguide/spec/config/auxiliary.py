@@ -44,9 +44,10 @@ class AuxiliaryConfig(ComponentSettings):
         if wanted >= count:
             what = f"is the last of {count} layers, where a head is no weaker than the network"
             beyond = f"is none of this network's 1 to {count}"
+            # a network of one layer has no place for a head
+            cure = f"auxiliary.layer={count // 2}" if count > 1 else f"model.depth={wanted + 1}"
             raise UserError(
-                f"auxiliary.layer={wanted} {what if wanted == count else beyond}; take "
-                f"auxiliary.layer={max(1, count // 2)}"
+                f"auxiliary.layer={wanted} {what if wanted == count else beyond}; take {cure}"
             )
         return net.layer(wanted, "auxiliary.layer")
 
