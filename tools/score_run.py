@@ -41,7 +41,7 @@ from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.lock import lock
 from tools.reference.make import net_of
-from tools.sample_files import Images, open_images
+from tools.sample_files import open_images
 from tools.sample_set import CHOSEN, NPZ
 from tools.score import METRICS
 
