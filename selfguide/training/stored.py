@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class Stored:
         """Full fp32 weights by name, of an average or, without one, of the optimiser, and the persistent buffers.
 
         Raises:
-            UserError: there is no such average in it.
+            UserError: there is no such average in it, or it has been deleted since it was opened.
         """
         keys, names, ranges = averages_in(self.manifest)
         vector = MASTER
@@ -54,9 +55,13 @@ class Stored:
             vector = names[keys.index(average.key)]
         full = torch.empty(self.layout.total)
         space = ParameterSpace(self.layout, [Owned(0, self.layout.total, full)], replicated=True)
-        read_vectors(self.folder, ranges, {vector: (full,)}, space)
-        with safe_open(self.folder / REPLICATED, framework="pt") as file:
-            buffers = {name: file.get_tensor(f"buffer.{name}") for name in sorted(self.persistent)}
+        try:
+            read_vectors(self.folder, ranges, {vector: (full,)}, space)
+            with safe_open(self.folder / REPLICATED, framework="pt") as file:
+                kept = sorted(self.persistent)
+                buffers = {name: file.get_tensor(f"buffer.{name}") for name in kept}
+        except FileNotFoundError as error:
+            raise _deleted(self.folder) from error
         return self.layout.split(full) | buffers
 
 
@@ -64,13 +69,16 @@ def open_checkpoint(folder: Path) -> Stored:
     """The checkpoint in `folder`, whose bytes are verified.
 
     Raises:
-        UserError: there is no complete checkpoint.
+        UserError: there is no complete checkpoint, or it was deleted meanwhile.
         DamagedError: a part of it is not what was written.
     """
     manifest = storage.read_manifest(folder)
     if manifest is None or "ranges" not in manifest:
         raise UserError(f"{folder} is no complete checkpoint; `show` lists those of a run")
     if flaws := storage.flaws(folder, manifest, "hashes"):
+        # the manifest is the first that retention deletes
+        if storage.read_manifest(folder) is None:
+            raise _deleted(folder)
         raise DamagedError(f"{folder} is damaged: {'; '.join(map(str, flaws))}")
     if "shapes" in manifest:
         layout = Layout.of_shapes(manifest["names"], manifest["shapes"])
@@ -81,3 +89,11 @@ def open_checkpoint(folder: Path) -> Stored:
     student = build_student(config, config.seed)
     buffers = {name for name, _ in student.named_buffers()} & student.state_dict().keys()
     return Stored(folder, manifest, layout_of(config, student), frozenset(buffers))
+
+
+def _deleted(folder: Path) -> UserError:
+    return UserError(
+        f"{folder} was deleted while it was read: the run trains on, and its retention keeps the newest. Pin one first "
+        f"(python -m tools.checkpoint pin {shlex.quote(str(folder.parent.parent))} --images N), and take that by "
+        "--images N"
+    )

@@ -18,13 +18,16 @@ from selfguide import snapshot
 from selfguide.distributed import RankInfo
 from selfguide.sampling.weak import other_snapshot
 from selfguide.spec.averages import AverageSpec, gamma
+from selfguide.spec.files import read_config, to_yaml
 from selfguide.spec.posthoc import Profile, reconstruct
 from selfguide.spec.retention import pin, pinned, unpin
-from selfguide.spec.run import image_folder, write_record
+from selfguide.spec.run import RunFolder, image_folder, write_record
 from selfguide.spec.weak import WeakModel
-from selfguide.training import checkpoint, publish, retention
+from selfguide.training import checkpoint, publish, retention, store
 from selfguide.training.ema import Averages
 from selfguide.training.loop import advance
+from selfguide.training.stored import open_checkpoint
+from shards import storage
 from shards.errors import UserError
 from tests.selfguide.test_loop import BATCH, SWITCH, begun, masters
 from tests.shards.data import flip
@@ -97,6 +100,16 @@ def test_verify_with_a_flipped_bit_names_the_file_and_exits_1(run: Path, capsys:
     assert code == 0
 
 
+@pytest.mark.parametrize("verb", ["show", "export"])
+def test_what_is_published_and_no_checkpoint_is_refused(
+    run: Path, verb: str, tmp_path: Path
+) -> None:
+    snapshot_of = run / "snapshots" / image_folder(1024)
+    words = ["--out", str(tmp_path / "out")] if verb == "export" else []
+    with pytest.raises(UserError, match=f"{snapshot_of} is no .*checkpoint"):
+        main([verb, str(snapshot_of), *words])
+
+
 def test_show_lists_what_manifests_say_and_pins(run: Path, capsys: Any) -> None:
     code, pins = said(capsys, "pin", str(run), "--images", "512")
     assert code == 0 and pins == {"pinned": [image_folder(512)]}
@@ -108,6 +121,29 @@ def test_show_lists_what_manifests_say_and_pins(run: Path, capsys: Any) -> None:
     assert rows[0]["averages"] == ["500", "power-0.05", "power-0.1"] and rows[0]["steps"] == 8
     said(capsys, "pin", str(run), "--images", "512", "--off")
     assert not pinned(run / "checkpoints")
+
+
+def test_a_pin_that_is_taken_off_is_off_in_the_store_as_well(
+    run: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """Else no retention would ever delete the copy."""
+    about = {"id": "a1b2", "hash": "a1b2", "experiment": "digits", "images": 1024}
+    write_record(run / "run.json", about, replace=True)
+    config = read_config(run / "snapshots" / image_folder(1024) / snapshot.CONFIG)
+    train = replace(config.train, checkpoint_store=str(tmp_path / "store"))
+    (run / "attempts" / "0001" / "config.yaml").write_text(to_yaml(replace(config, train=train)))
+    place = store.place_of(str(tmp_path / "store"), RunFolder(run))
+    said(capsys, "pin", str(run), "--images", "512")
+    store.put(str(run), 1, place, 1024, {"keep": 1})
+    assert pinned(place) == {image_folder(512)}
+    said(capsys, "pin", str(run), "--images", "512", "--off")
+    assert not pinned(place) and not pinned(run / "checkpoints")
+    # of a folder that was purged since
+    pin(place, image_folder(960))
+    said(capsys, "pin", str(run), "--images", "960", "--off")
+    assert not pinned(place)
+    with pytest.raises(UserError, match="img-000000960 is not pinned"):
+        main(["pin", str(run), "--images", "960", "--off"])
 
 
 def test_export_writes_the_bits_that_the_run_had(
@@ -132,6 +168,41 @@ def test_export_writes_the_bits_that_the_run_had(
     exported = load_file(tmp_path / "out" / "ema-500.safetensors")
     assert exported.keys() == published.keys()
     assert all(torch.equal(tensor, published[name]) for name, tensor in exported.items())
+
+
+@pytest.mark.parametrize("when", ["hashed", "opened"])
+def test_a_checkpoint_that_retention_deletes_while_it_is_read_is_said_to_be(
+    run: Path, tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that trains on keeps its newest alone."""
+    folder = run / "checkpoints" / image_folder(1024)
+    if when == "hashed":
+        flaws = storage.flaws
+
+        def deleted(at: Any, *rest: Any) -> Any:
+            if rest[-1] == "hashes":
+                storage.delete(at)
+            return flaws(at, *rest)
+
+        monkeypatch.setattr(storage, "flaws", deleted)
+        with pytest.raises(UserError, match=f"{folder} was deleted .* pin {run} --images N"):
+            open_checkpoint(folder)
+    else:
+        stored = open_checkpoint(folder)
+        storage.delete(folder)
+        with pytest.raises(UserError, match=f"{folder} was deleted .* pin {run} --images N"):
+            stored.weights()
+
+
+def test_an_average_at_a_snapshot_reads_no_checkpoint_behind_it(
+    run: Path, tmp_path: Path, capsys: Any
+) -> None:
+    shutil.rmtree(run / "snapshots" / image_folder(1024))
+    flip(run / "checkpoints" / image_folder(1024) / checkpoint.REPLICATED, 3000)
+    out = tmp_path / "out.safetensors"
+    words = ["ema", str(run), "--std", "0.07", "--out", str(out)]
+    code, made = said(capsys, *words, "--images", "960")
+    assert code == 0 and made["images"] == 960
 
 
 def test_export_of_a_checkpoint_of_before_builds_its_model(tmp_path: Path, capsys: Any) -> None:
@@ -241,8 +312,6 @@ def test_reconstruction_of_a_straight_line_is_its_closed_form(width: float) -> N
 
 
 def test_retention_keeps_the_newest_each_so_many_images_and_pins(tmp_path: Path) -> None:
-    from shards import storage
-
     for images in range(100, 2100, 100):
         folder = tmp_path / image_folder(images)
         storage.publish(folder / "part", b"weights")

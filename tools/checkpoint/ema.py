@@ -171,6 +171,9 @@ def sources(run: RunFolder, images: int | None) -> tuple[Sequence[Source], int]:
             if spec.width is not None
         ]
     for each in sorted({*run.saved()} - found.keys()):
+        if images in found and each > images:
+            # no part of the sum, and a run that trains on may delete it before it is read
+            continue
         stored = open_checkpoint(run.checkpoint(each))
         begun[each] = stored.manifest["ema_since"]
         found[each] = [

@@ -1,5 +1,7 @@
 """Pin a checkpoint or a snapshot: retention never deletes it, however many newer ones there are. --off lets it go.
 
+A checkpoint that is copied to a store (train.checkpoint_store) is pinned there by the next copy, and let go at once.
+
 examples:
   python -m tools.checkpoint pin runs/in1k_dit/3f2a --images 512000
   python -m tools.checkpoint pin runs/in1k_dit/3f2a --images 512000 --off
@@ -12,11 +14,14 @@ import argparse
 import json
 from pathlib import Path
 
+from selfguide.spec.files import read_config
 from selfguide.spec.find import find
 from selfguide.spec.retention import deletion, holding, pin, pinned, unpin
-from selfguide.spec.run import image_folder
+from selfguide.spec.run import RunFolder, image_folder
+from selfguide.training import store
 from shards import storage
 from shards.errors import UserError
+from shards.storage import Url
 from tools import flags
 from tools.checkpoint import target
 
@@ -38,9 +43,12 @@ def run(options: argparse.Namespace) -> int:
     place = found.snapshots if options.snapshot else found.checkpoints
     folder = place / image_folder(options.images)
     if options.off:
-        if folder.name not in pinned(place):
+        places: list[Url] = [place, *([] if options.snapshot else _stores(found))]
+        holding_it = [each for each in places if folder.name in pinned(each)]
+        if not holding_it:
             raise UserError(f"--off: {folder.name} is not pinned")
-        unpin(place, folder.name)
+        for each in holding_it:
+            unpin(each, folder.name)
     elif options.snapshot:
         # whoever would delete it sees the pin, or it is gone already
         with holding(found):
@@ -61,3 +69,12 @@ def run(options: argparse.Namespace) -> int:
     else:
         print(f"{folder.name} is {'no longer ' if options.off else ''}pinned")
     return 0
+
+
+def _stores(run: RunFolder) -> list[Url]:
+    """Where the run's checkpoints are copied to, by its newest attempt; nothing where they are not."""
+    for number in run.attempt_numbers()[-1:]:
+        path = run.attempt(number) / "config.yaml"
+        if path.is_file() and (place := read_config(path).train.checkpoint_store) is not None:
+            return [store.place_of(place, run)]
+    return []

@@ -20,7 +20,7 @@ from rich.table import Table
 from selfguide.spec.retention import pinned
 from selfguide.training.checkpoint import averages_in
 from shards import storage
-from shards.errors import DamagedError
+from shards.errors import DamagedError, UserError
 from shards.storage import Url
 from tools.checkpoint import target
 
@@ -46,7 +46,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def describe(folder: Url) -> Mapping[str, Any]:
-    """What the manifest of a checkpoint says; None for what it does not know, as manifests of before do not."""
+    """What the manifest of a checkpoint says; None for what it does not know, as manifests of before do not.
+
+    Raises:
+        UserError: it is of something else.
+    """
     place, _, name = os.fspath(folder).rpartition("/")
     row: dict[str, Any] = {"checkpoint": name, **dict.fromkeys(_COLUMNS)}
     row["pinned"] = name in pinned(place)
@@ -56,6 +60,10 @@ def describe(folder: Url) -> Mapping[str, Any]:
         return row | {"state": "damaged"}
     if manifest is None:
         return row | {"state": "unfinished"}
+    if "ranges" not in manifest:
+        raise UserError(
+            f"{folder} is no checkpoint, though something was published there; give a run, or one of its checkpoints/"
+        )
     keys, _, ranges = averages_in(manifest)
     return row | {
         "images": manifest["images"],
