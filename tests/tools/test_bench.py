@@ -1,12 +1,14 @@
 """The harness that every benchmark joins: it finds a real difference, and none where there is none."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from selfguide.spec.run import RunFolder
+from selfguide.training.saver import Saver
 from tools.bench import __main__ as command
 from tools.bench import engine, saves
 from tools.bench.gpu.steps import config_of
@@ -111,3 +113,20 @@ def test_saves_are_written_in_both_ways_and_a_stall_is_a_part_of_its_steps(tmp_p
     assert 0 < here.median < whole.median
     assert rows["stall of one written beside"].median > 0
     assert rows["CPU of the writer for one"].median > 0
+
+
+def test_a_save_that_outlasts_its_ten_steps_stalls_for_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one waits for it."""
+    wait = Saver.wait
+
+    def slow(saver: Saver) -> None:
+        time.sleep(0.2)
+        wait(saver)
+
+    # once before the snapshot, and once at the end of the steps
+    monkeypatch.setattr(Saver, "wait", slow)
+    rows = saves.timed(config_of("dit_digits", 4, backend="torch"), RunFolder(tmp_path), 2)
+    (stall,) = [row for row in rows if row.name == "stall of one written beside"]
+    assert stall.median > 0.4

@@ -66,8 +66,9 @@ class Saving:
         for _ in range(STEPS):
             self.trained.step()
             stall += seconds_of(self.saver.poll)
+        # as the next save would, which is due now
+        stall += seconds_of(self.saver.wait)
         self.stalls["beside"].append(stall)
-        self.saver.wait()
         self.writer_s.append(self.saver.writer.cpu_s - before)
 
     def here(self) -> None:
