@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from selfguide.distributed import RankInfo
 from selfguide.models import build
@@ -19,6 +20,7 @@ from selfguide.spec.schedules import learning_rate
 from selfguide.training.engine.build import build_engine, layout_of
 from selfguide.training.engine.protocol import Engine, Moments
 from selfguide.training.engine.tags import tags_of
+from selfguide.training.engine.torch import judged, norm_of
 from tests.selfguide.host_reads import HostReads
 from tests.selfguide.test_engines import config, live, loss_of, perturbed, step
 
@@ -152,6 +154,30 @@ def test_moments_that_were_loaded_go_on_bit_for_bit(optimiser: str) -> None:
     for each in (engine, other):
         step(each, rank_info, 2, BATCH)
     assert torch.equal(engine.gather(engine.masters), other.gather(other.masters))
+
+
+def test_the_norm_of_a_long_gradient_is_right_to_a_millionth_and_copies_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(3 * 2**20 + 777, generator=generator)
+    gradient[::7] *= 100
+    exact = torch.linalg.vector_norm(gradient, dtype=torch.float64)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        found = norm_of(gradient)
+    assert found.dtype == torch.float64 and float(found) == pytest.approx(float(exact), rel=1e-6)
+    most = max(event.cpu_memory_usage for event in seen.events())
+    assert most < gradient.nbytes / 100
+    # that of small networks has the bits that it always had
+    short = gradient[: 2**20]
+    assert torch.equal(norm_of(short), torch.linalg.vector_norm(short, dtype=torch.float64))
+
+
+def test_a_gradient_whose_squares_are_not_finite_is_skipped() -> None:
+    """Clipped by an infinite norm it would be one of zeros."""
+    gradient = torch.zeros(2**20 + 1)
+    assert judged(gradient, 1.0).applied
+    gradient[7] = 1e30
+    done = judged(gradient.clone(), 1.0)
+    assert not done.applied and gradient.sum().isfinite()
 
 
 def test_adam_without_decay_is_adamw_and_with_it_decays_by_its_gradient() -> None:

@@ -20,6 +20,9 @@ from selfguide.training.engine.layout import Layout
 from selfguide.training.engine.optimiser import FlatOptimiser
 from selfguide.training.engine.protocol import Engine, Moments, Step, keep_buffers_fp32
 
+# so many numbers are copied for the sake of their norm; of more, each row has a norm of its own in fp32
+_COPIED, _ROW = 1 << 20, 4096
+
 
 class TorchEngine(Engine):
     """fp32, or bf16 weights with fp32 masters."""
@@ -88,9 +91,20 @@ class TorchEngine(Engine):
 
 def judged(gradient: Tensor, clip: float | None) -> Step:
     """Clips the whole gradient (N,) fp32 in place; says what its norm was, and whether it is finite."""
-    # in fp64: torch's fp32 sum over one long vector loses the fourth digit on CPU
-    norm = torch.linalg.vector_norm(gradient, dtype=torch.float64)
-    applied = torch.isfinite(gradient.sum())
+    norm = norm_of(gradient)
+    applied = torch.isfinite(gradient.sum()) & torch.isfinite(norm)
     if clip:
         gradient *= (clip / (norm + 1e-6)).clamp(max=1.0)
     return Step(applied, norm)
+
+
+def norm_of(gradient: Tensor) -> Tensor:
+    """The norm of a vector (N,) fp32, an fp64 scalar that is right to 1e-6; infinite where squares of it are in fp32.
+
+    torch's own fp32 sum over one long vector loses the fourth digit on CPU, and for one in fp64 it copies the vector.
+    """
+    if len(gradient) > _COPIED:
+        whole = len(gradient) // _ROW * _ROW
+        rows = gradient[:whole].view(-1, _ROW)
+        gradient = torch.cat((torch.linalg.vector_norm(rows, dim=1), gradient[whole:]))
+    return torch.linalg.vector_norm(gradient, dtype=torch.float64)
