@@ -10,7 +10,8 @@ from typing import Any
 
 from selfguide.distributed import RankInfo, on_rank_0
 from selfguide.spec import tuning
-from selfguide.spec.run import Lease
+from selfguide.spec.files import read_config
+from selfguide.spec.run import Lease, RunFolder
 from selfguide.training.trace import Trace
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class Tuning:
         self._newest = 0
         asked = on_rank_0(lambda: tuning.requests(lease.run))
         settled = [each for each in asked if each["attempt"] < lease.number or each["applied"]]
-        self.log_every = _last(settled, log_every)
+        self.log_every = on_rank_0(lambda: _last(lease.run, settled, log_every))
         self.settled = max((each["number"] for each in settled), default=0)
 
     def newest(self) -> int:
@@ -76,10 +77,15 @@ class Tuning:
         return stop
 
 
-def _last(asked: list[dict[str, Any]], log_every: int) -> int:
-    """The cadence that was asked for last, of any attempt."""
-    found = [each["settings"]["log_every"] for each in asked if "log_every" in each["settings"]]
-    return found[-1] if found else log_every
+def _last(run: RunFolder, asked: list[dict[str, Any]], log_every: int) -> int:
+    """The cadence that was asked for last, of any attempt, unless a later one was given another by its config."""
+    found = [each for each in asked if "log_every" in each["settings"]]
+    if not found:
+        return log_every
+    config = run.attempt(found[-1]["attempt"]) / "config.yaml"
+    given = read_config(config).train.log_every if config.is_file() else log_every
+    cadence: int = found[-1]["settings"]["log_every"]
+    return cadence if given == log_every else log_every
 
 
 def _typed(settings: dict[str, Any]) -> str:

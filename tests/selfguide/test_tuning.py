@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from launcher import tune
 from selfguide.distributed import RankInfo
 from selfguide.spec import tuning
+from selfguide.spec.files import to_yaml
 from selfguide.spec.rank_status import Preempted
 from selfguide.spec.run import Lease, RunFolder, read_record
 from selfguide.training import loop
@@ -20,6 +22,7 @@ from selfguide.training.trace import Trace
 from selfguide.training.tuning import Tuning
 from shards.errors import UserError
 from tests.selfguide.test_loop import BATCH, begun
+from tests.selfguide.test_online import online_config
 
 
 @pytest.mark.parametrize(
@@ -88,6 +91,33 @@ def test_a_request_is_applied_once_and_a_cadence_outlives_its_attempt(tmp_path: 
     assert second.newest() == 3 and not second.apply(3, 256, save)
     tuning.ask(run, 2, {"stop": True})
     assert second.apply(4, 320, save)
+
+
+def test_a_cadence_that_a_later_attempt_is_given_goes_before_one_that_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    """`launcher.resume RUN train.log_every=...` would say so and change nothing."""
+    run = RunFolder(tmp_path)
+    config = online_config()
+
+    def began(number: int, log_every: int) -> Tuning:
+        run.attempt(number).mkdir(parents=True)
+        train = replace(config.train, log_every=log_every)
+        text = to_yaml(replace(config, train=train))
+        (run.attempt(number) / "config.yaml").write_text(text)
+        return Tuning(Lease(run, number), RankInfo(0, 0, 1), log_every)
+
+    first = began(1, 640)
+    tuning.ask(run, 1, {"log_every": 64})
+    first.apply(1, 64, Saved())
+    assert first.log_every == 64
+    assert [began(2, 640).log_every, began(3, 128).log_every, began(4, 128).log_every] == [
+        64,
+        128,
+        128,
+    ]
+    tuning.ask(run, 4, {"log_every": 256})
+    assert began(5, 128).log_every == 256
 
 
 @pytest.mark.parametrize(
