@@ -130,7 +130,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = tuple(word for word in options.cases.split(",") if word)
     for case in cases:
         check_known("--cases", case, CASES)
-    found = compare(variants(config, options.ranks, cases), options.steps, options.tolerance)
+    tried = variants(config, options.ranks, cases)
+    if not tried:
+        raise UserError(
+            f"--ranks={options.ranks} --cases={options.cases}: that leaves nothing to compare; take --ranks 2 or more, "
+            f"and some of --cases {','.join(CASES)}"
+        )
+    found = compare(tried, options.steps, options.tolerance)
     if options.json:
         print(
             strict_json(
@@ -150,21 +156,38 @@ def variants(config: Config, ranks: int, cases: Sequence[str] = CASES) -> list[V
     """All that is tried: in each case the torch engine on `ranks` ranks, which is the reference, and others beside it.
 
     An engine owes every bit in fp32 and without clipping, for which each takes the gradient's norm in its own order.
+    A case in which there is nothing to compare is left out, and named on stderr.
     """
     config = replace(config, train=replace(config.train, clip=None))
     found = []
-    if "configured" in cases:
-        found += _engines("", config, ranks) + _cut_otherwise(config, ranks)
-    if "reused" in cases:
-        found += [replace(v, reused=True) for v in _engines(", reused", config, ranks)]
-    half = config.train.batch // ranks // 2
-    if "accumulated" in cases and cut_batch(config, ranks).accumulation == 1 and half:
-        halved = replace(config, train=replace(config.train, micro_batch=half))
-        if config.train.batch % (half * ranks) == 0:
-            found += _engines(", accumulated", halved, ranks)
-    if "bf16" in cases and config.engine.dtype == "fp32":
-        found += _engines(", bf16", _on(config, dtype="bf16"), ranks)
+    for case in (case for case in CASES if case in cases):
+        made = _of_case(case, config, ranks)
+        if isinstance(made, list) and any(each.reference is not None for each in made):
+            found += made
+            continue
+        why = made if isinstance(made, str) else f"no other engine takes it on --ranks={ranks}"
+        print(f"case {case} is not tried: {why}", file=sys.stderr)
     return found
+
+
+def _of_case(case: str, config: Config, ranks: int) -> list[Variant] | str:
+    """The variants of a case, or why the experiment has none."""
+    if case == "configured":
+        return _engines("", config, ranks) + _cut_otherwise(config, ranks)
+    if case == "reused":
+        return [replace(v, reused=True) for v in _engines(", reused", config, ranks)]
+    if case == "bf16":
+        if config.engine.dtype == "bf16":
+            return "the experiment is in bf16 as it is configured"
+        return _engines(", bf16", _on(config, dtype="bf16"), ranks)
+    if cut_batch(config, ranks).accumulation > 1:
+        return "the experiment accumulates as it is configured"
+    batch = config.train.batch
+    half = batch // ranks // 2
+    if not half or batch % (half * ranks):
+        return f"train.batch={batch} on --ranks={ranks} does not divide by smaller micro-batches"
+    halved = replace(config, train=replace(config.train, micro_batch=half))
+    return _engines(", accumulated", halved, ranks)
 
 
 def _engines(case: str, config: Config, ranks: int) -> list[Variant]:

@@ -98,6 +98,25 @@ def test_no_steps_are_refused() -> None:
         same.main(["experiment=digits_dit", "--steps", "0"])
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--ranks", "1"], "--ranks=1"),
+        (["--cases", ""], "--cases="),
+        (["--cases", "bf16", "engine=zero1_bf16"], "--cases=bf16"),
+        (["--cases", "accumulated", "train.micro_batch=16"], "--cases=accumulated"),
+    ],
+)
+def test_what_would_compare_nothing_is_no_success(
+    words: list[str], said: str, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=f"{said}.* nothing to compare"):
+        same.main(["experiment=digits_uncond", f"data.root={digits}", *words])
+    named = [line.split()[1] for line in capsys.readouterr().err.splitlines()]
+    wanted = words[1] if words[0] == "--cases" else ",".join(same.CASES)
+    assert named == [case for case in wanted.split(",") if case]
+
+
 def test_unknown_case_is_refused_and_the_nearest_named() -> None:
     with pytest.raises(UserError, match="reused"):
         same.main(["experiment=digits_dit", "--cases", "reuse"])
