@@ -9,6 +9,7 @@ import pytest
 
 from selfguide.spec.run import RunFolder
 from selfguide.training.saver import Saver
+from shards.errors import UserError
 from tools.bench import __main__ as command
 from tools.bench import engine, saves
 from tools.bench.gpu.steps import config_of
@@ -113,6 +114,12 @@ def test_saves_are_written_in_both_ways_and_a_stall_is_a_part_of_its_steps(tmp_p
     assert 0 < here.median < whole.median
     assert rows["stall of one written beside"].median > 0
     assert rows["CPU of the writer for one"].median > 0
+
+
+@pytest.mark.parametrize("repeats", ["0", "1", "-3"])
+def test_too_few_turns_for_a_spread_are_refused_before_anything_is_timed(repeats: str) -> None:
+    with pytest.raises(UserError, match=f"--repeats={repeats}: take 2"):
+        command.main(["engine", "--repeats", repeats])
 
 
 def test_a_save_that_outlasts_its_ten_steps_stalls_for_the_rest(

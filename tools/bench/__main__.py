@@ -22,6 +22,7 @@ from typing import Any
 from rich.table import Table
 
 from shards import cli
+from shards.errors import UserError
 
 if __name__ == "__main__" and sys.argv[1:2] == ["gpu"]:
     # before the suites below, whose libraries a machine with a GPU may lack
@@ -115,6 +116,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
+    if options.repeats is not None and options.repeats < 2:
+        raise UserError(f"--repeats={options.repeats}: take 2 or more, for a spread is of several")
     found = {}
     for name in options.suites or SUITES:
         turns = options.repeats or TURNS.get(name, 15)
