@@ -26,7 +26,7 @@ from selfguide.spec.sizes import architecture
 PEAKS = {
     "A100": 312.0, "A800": 312.0,
     "H100": 989.4, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H800": 989.4, "H20": 148.0,
-    "H200": 989.4, "GH200": 989.4, "B200": 2250.0, "GB200": 2500.0,
+    "H200": 989.4, "H200 NVL": 835.0, "GH200": 989.4, "B200": 2250.0, "GB200": 2500.0,
     "L4": 121.0, "L40": 181.0, "L40S": 362.0, "A10": 125.0, "A10G": 70.0, "RTX 4090": 165.2,
     # of one of the two devices that a card of it is to torch
     "MI250X": 191.5,
@@ -84,6 +84,8 @@ def peak_of(device: torch.device, given: float | None = None) -> Peak | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    found = (each for each in PEAKS if re.search(rf"\b{each}\b", name))
+    # a part of one GPU, of which its name does not say how fast it is
+    part = re.search(r"\bMIG\b", name)
+    found = (each for each in PEAKS if not part and re.search(rf"\b{each}\b", name))
     known = max(found, key=len, default=None)
     return Peak(PEAKS[known], f"{known}, bf16, dense") if known else None

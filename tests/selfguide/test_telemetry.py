@@ -69,6 +69,7 @@ def test_mfu_is_of_the_peak_that_was_given(tmp_path: Path) -> None:
     [
         ("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA H100 PCIe", 756.0), ("NVIDIA A100-SXM4-80GB", 312.0),
         ("NVIDIA L40S", 362.0), ("NVIDIA GH200 480GB", 989.4), ("NVIDIA RTX A1000", None),
+        ("NVIDIA H200 NVL", 835.0), ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", None),
     ],
 )  # fmt: skip
 def test_peak_of_a_gpu_is_that_of_its_whole_name(
