@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     place = found.snapshots if options.snapshot else found.checkpoints
     folder = place / image_folder(options.images)
     if options.off:
-        places = [place] if options.snapshot else [place, *_stores(found)]
+        places: list[Url] = [place, *([] if options.snapshot else _stores(found))]
         holding_it = [each for each in places if folder.name in pinned(each)]
         if not holding_it:
             raise UserError(f"--off: {folder.name} is not pinned")
