@@ -379,7 +379,8 @@ def _drawer(row: Row, shown: Sequence[Column], below: _Below) -> _Drawer:
     return _Drawer(
         row=row,
         cells=tuple(_cell(column, row) for column in shown),
-        words=" ".join([row.experiment, *row.variant, free, *states, *ids]).casefold(),
+        # as the script lowers what somebody types
+        words=" ".join([row.experiment, *row.variant, free, *states, *ids]).lower(),
         below=below,
     )
 

@@ -439,8 +439,8 @@ async function watch() {
   const tag = async () => (await fetch(location.pathname + location.search, { cache: "no-cache" })).headers.get("ETag");
   const first = await tag();
   const look = async () => {
-    const now = await tag().catch(() => first); // a server that is away for a while has nothing newer
-    by("reload").hidden = now === first;
+    const now = await tag().catch(() => null); // a server that is away, or asks for its token, has nothing newer
+    by("reload").hidden = now === null || now === first;
   };
   setInterval(look, 15000);
   addEventListener("focus", look);

@@ -269,7 +269,9 @@ class _Guard:
         if self._token is not None and self._knows(given):
             # the address bar and the history need not keep it, also of a browser that was here before
             answer: Response = RedirectResponse(request.url.remove_query_params("token"), 303)
-            answer.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
+            # lax: a strict cookie would not come back where somebody follows a link in a mail or a chat, and answers
+            # are only read
+            answer.set_cookie(COOKIE, self._token, httponly=True, samesite="lax")
             await answer(scope, receive, headed)
         elif (
             self._token is None or self._knows(request.cookies.get(COOKIE)) or self._bears(request)

@@ -119,6 +119,13 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert HOSTILE in parsed.text, "the name is shown as it is"
 
 
+def test_words_are_lowered_as_the_script_lowers_what_is_typed(tmp_path: Path) -> None:
+    fakes.finished_run(tmp_path, "Straße ΣΟΦΟΣ", 0, 7.0)
+    (words,) = (a["data-words"] for _, a in Tags(render(tmp_path)).tags if "data-words" in a)
+    # of JavaScript's toLowerCase
+    assert words is not None and words.startswith("straße σοφος label-free final")
+
+
 def test_every_cell_carries_what_it_sorts_by(board: Path) -> None:
     parsed = Tags(render(board))
     sorts = [a["data-sort"] for _, a in parsed.tags if "data-sort" in a]
