@@ -473,7 +473,9 @@ def _row(front: Front, point: Scored) -> str:
 
 def _sampler(point: Scored) -> SamplerConfig:
     # as JSON holds them, tuples are lists
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in point.sampler.items()}
+    values: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in point.sampler.items()
+    }
     return SamplerConfig(**values)
 
 

@@ -98,9 +98,9 @@ def _read(
     jobs = []
     for run in runs:
         try:
-            reader = RunReader(run, kept, history, configs, evidence)
-            jobs += [(reader, path, record) for path, record in reader.jobs()]
-            found.append(reader)
+            opened = RunReader(run, kept, history, configs, evidence)
+            jobs += [(opened, path, record) for path, record in opened.jobs()]
+            found.append(opened)
         except OSError as error:
             # whose folder is not open to us hides no other run
             if kept is None:
@@ -115,15 +115,15 @@ def _read(
     if patience_s is not None:
         _add_waiting(jobs, states, patience_s)
     views: list[RunView | None] = []
-    for reader in found:
-        if reader is None:
+    for each in found:
+        if each is None:
             views.append(None)
             continue
         try:
-            views.append(reader.view())
+            views.append(each.view())
         except UNREADABLE as error:
             views.append(None)
-            problems.append(problem(reader.run.run_json, error))
+            problems.append(problem(each.run.run_json, error))
     return views, problems
 
 

@@ -241,7 +241,8 @@ def fd_digits(
             f"{protocol.feature_sha256[:12]}; put its weights back, or give them a row in selfguide.spec.metrics"
         )
     normaliser = Normaliser.of(snapshot.data["header"])
-    parts, nfe = [], 0
+    parts: list[Tensor] = []
+    nfe = 0
     batches = generate(
         snapshot,
         sampler,
