@@ -7,7 +7,7 @@ net of timm (as Hu et al. 2023, arXiv 2210.06462, take DINO's); and the pixels t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from selfguide.data.crop_flip import CropFlip
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition
 from selfguide.diffusion.preconditioning import build_preconditioning
-from selfguide.discovery.nets import FrozenNet
 from selfguide.models.backbone import pool
 from selfguide.randomness import normal
 from selfguide.snapshot import Snapshot
@@ -25,6 +24,10 @@ from selfguide.spec.config import POOLINGS
 from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 from shards.format.header import Header
+
+if TYPE_CHECKING:
+    # timm takes seconds to import, and a snapshot's features need none of it
+    from selfguide.discovery.nets import FrozenNet
 
 
 class FeatureNet(Protocol):

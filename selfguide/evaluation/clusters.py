@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
@@ -95,6 +94,9 @@ def _nearest(
             f"evaluation.cluster_count={wanted} clusters of {len(fitted)} images: give fewer, or more by "
             "evaluation.kept"
         )
+    # which takes seconds to import, and most snapshots have their clusters
+    from sklearn.cluster import KMeans
+
     found = KMeans(wanted, n_init=1, random_state=0).fit(fitted)
     return lambda ordinals: found.predict(_vectors(rows(ordinals))).astype(np.int64)
 

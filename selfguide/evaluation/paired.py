@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
 from selfguide.evaluation.metrics.frechet import FrechetScore, Reference, jackknife
@@ -118,4 +118,4 @@ def multiplier(images: int, most: int, alpha: float, freedom: int) -> float:
         narrowest = math.log1p(narrowest) + wide
     x = narrowest * images / (most / 2)
     normal = math.sqrt((1 + 1 / x) * (math.log1p(x) + wide))
-    return float(stats.t.isf(stats.norm.sf(normal), freedom))
+    return float(-stdtrit(freedom, ndtr(-normal)))

@@ -2,6 +2,8 @@
 
 A net is known by the sha256 of its weights, which are read as tensors only. How images reach its size and its range is
 part of the protocol that is named in `selfguide.spec.metrics`.
+
+The nets and timm, which take seconds to import, are imported where one is loaded: many that score load none.
 """
 
 from __future__ import annotations
@@ -12,19 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.data import resolve_model_data_config
-from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from selfguide.discovery.nets import in_own_names
-from selfguide.evaluation.features.effnet import SIZE as EFFNET_SIZE
-from selfguide.evaluation.features.effnet import WIDTH as EFFNET_WIDTH
-from selfguide.evaluation.features.effnet import EffNet, in_timm_names
-from selfguide.evaluation.features.inception import SIZE as INCEPTION_SIZE
-from selfguide.evaluation.features.inception import WIDTH as INCEPTION_WIDTH
-from selfguide.evaluation.features.inception import Inception, with_counters
 from selfguide.evaluation.features.resize import RESIZES
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.suggest import nearest
@@ -163,34 +155,41 @@ def load_feature_net(
 
 
 def _inception(tensors: dict[str, Tensor], where: str, protocol: str) -> FeatureNet:
+    from selfguide.evaluation.features import inception
+
     return FeatureNet(
         name="inception_v3_2015",
         sha256=FEATURES["fid_adm"].sha256,
         resize=_resize_of(protocol),
-        size=INCEPTION_SIZE,
+        size=inception.SIZE,
         mean=(128.0,) * 3,
         std=(128.0,) * 3,
-        width=INCEPTION_WIDTH,
+        width=inception.WIDTH,
         # which ADM's sFID alone reads
         spatial=17 * 17 * 7 if protocol == "fid_adm" else 0,
-        net=_filled(Inception(), with_counters(tensors), where),
+        net=_filled(inception.Inception(), inception.with_counters(tensors), where),
     )
 
 
 def _effnet(tensors: dict[str, Tensor], where: str, protocol: str) -> FeatureNet:
+    from selfguide.evaluation.features import effnet
+
     return FeatureNet(
         name="efficientnet_lite0_stage5",
         sha256=FEATURES["fd_effnet"].sha256,
         resize=_resize_of(protocol),
-        size=EFFNET_SIZE,
+        size=effnet.SIZE,
         mean=(127.5,) * 3,
         std=(127.5,) * 3,
-        width=EFFNET_WIDTH,
-        net=_filled(EffNet(), in_timm_names(tensors), where),
+        width=effnet.WIDTH,
+        net=_filled(effnet.EffNet(), effnet.in_timm_names(tensors), where),
     )
 
 
 def _dinov2(tensors: dict[str, Tensor], where: str, protocol: str) -> FeatureNet:
+    import timm
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
     net: Any = timm.create_model(DINOV2_NAME, num_classes=0, img_size=DINOV2_SIZE)
     return _of_timm(
         net,
@@ -234,6 +233,11 @@ def _any_timm(name: str | None, given: str | None, sha256: str | None) -> Featur
     if file is None:
         raise UserError(lacking(timm_weights(name, sha256)))
     tensors = _read(file, sha256)
+
+    import timm
+
+    from selfguide.discovery.nets import in_own_names
+
     net: Any = timm.create_model(name, num_classes=0)
     own = dict(in_own_names(net, tensors))
     return _of_timm(net, own, str(file), name=name, sha256=sha256.lower(), size=None)
@@ -243,6 +247,8 @@ def _of_timm(
     net: Any, tensors: dict[str, Tensor], where: str, *, name: str, sha256: str, size: int | None
 ) -> FeatureNet:
     """A model of timm as it is evaluated, but for the resize, which makes the whole image square."""
+    from timm.data import resolve_model_data_config
+
     config = resolve_model_data_config(net)
     mean, std = ([255 * v for v in config[field]] for field in ("mean", "std"))
     return FeatureNet(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.neighbors import NearestNeighbors
 
 
 def copy_rate(real: NDArray, generated: NDArray, quantile: float = 0.01) -> tuple[float, float]:
@@ -13,6 +12,9 @@ def copy_rate(real: NDArray, generated: NDArray, quantile: float = 0.01) -> tupl
 
     Both (N, ...) pixels; Euclidean distance.
     """
+    # which takes seconds to import, and images beyond digits are not compared by their pixels
+    from sklearn.neighbors import NearestNeighbors
+
     flat, made = (np.asarray(x, dtype=np.float64).reshape(len(x), -1) for x in (real, generated))
     index = NearestNeighbors(n_neighbors=2).fit(flat)
     own = index.kneighbors(flat)[0][:, 1]  # column 0 is the image itself
