@@ -95,8 +95,8 @@ def test_a_library_that_is_missing_is_named_or_left_out(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ), timeout=300)
     found = json.loads(out.read_text())
-    assert set(found["parts"]) == {"ceilings", "extraction"}
-    assert {each["part"] for each in found["problems"]} == {"sampling", "inception"}
+    assert set(found["parts"]) == {"ceilings", "extraction", "sampling"}
+    assert {each["part"] for each in found["problems"]} == {"inception"}
     assert {"torchdiffeq", "torchvision", "deepspeed"} <= set(found["machine"]["absent"])
 
 

@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.paths import Path, RectifiedFlow, VarianceExploding, VariancePreserving
@@ -135,6 +134,9 @@ def dopri5(
     It takes no noise, so `seeds` are not read. The step control looks at the whole batch: fix the batch's make-up where
     results must be found again. Unlike the plain call, no step looks beyond the end, where a path may not exist.
     """
+    # it takes a second to import, and every rank imports this module
+    from torchdiffeq import odeint
+
     estimate, first = estimator(denoiser, schedule.path), float(schedule.times[0])
     last = float(schedule.times[-1]) if schedule.last is None else schedule.last
     ends = torch.tensor([first, last], dtype=torch.float64, device=x.device)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
+
+ROWS = 1024  # of distances at once
 
 
 def copy_rate(real: NDArray, generated: NDArray, quantile: float = 0.01) -> tuple[float, float]:
@@ -12,12 +15,20 @@ def copy_rate(real: NDArray, generated: NDArray, quantile: float = 0.01) -> tupl
 
     Both (N, ...) pixels; Euclidean distance.
     """
-    # which takes seconds to import, and images beyond digits are not compared by their pixels
-    from sklearn.neighbors import NearestNeighbors
-
     flat, made = (np.asarray(x, dtype=np.float64).reshape(len(x), -1) for x in (real, generated))
-    index = NearestNeighbors(n_neighbors=2).fit(flat)
-    own = index.kneighbors(flat)[0][:, 1]  # column 0 is the image itself
+    own = _nearest(flat, flat, but_itself=True)
     threshold = np.quantile(own, quantile)
-    near = index.kneighbors(made, n_neighbors=1)[0][:, 0]
+    near = _nearest(made, flat)
     return float((near < threshold).mean()), float((own < threshold).mean())
+
+
+def _nearest(images: NDArray, others: NDArray, *, but_itself: bool = False) -> NDArray:
+    """(N,) distances of images (N, P) to the nearest of others (M, P), of which image i may be the i-th itself."""
+    found = []
+    for first in range(0, len(images), ROWS):
+        distances = cdist(images[first : first + ROWS], others)
+        if but_itself:
+            rows = np.arange(len(distances))
+            distances[rows, first + rows] = np.inf
+        found.append(distances.min(1))
+    return np.concatenate(found)
