@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from shards import cli, storage
+from shards import cli
 from shards.errors import UserError
 from tools import flags
 
@@ -30,7 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "tools.vae",
         __doc__,
         ("shards SHARDS?", str, None, "folder or s3:// prefix of image shards (the digits)"),
-        ("--out FILE", str, None, "the file of weights, *.safetensors (of digits the package's)"),
+        (
+            "--out FILE",
+            flags.here,
+            None,
+            "the file of weights, *.safetensors (of digits the package's)",
+        ),
         flags.JSON,
     )
     of_digits = parser.add_argument_group("of the digits")
@@ -44,10 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.check_least(options, 1, "epochs")
     if options.out is not None and not options.out.endswith(".safetensors"):
         raise UserError(f"--out {options.out}: the file's name must end in .safetensors")
-    if options.out is not None and storage.is_remote(options.out):
-        raise UserError(
-            f"--out {options.out} is on S3, and weights are read from files: name a file here"
-        )
     if options.out is not None and Path(options.out).is_dir():
         raise UserError(
             f"--out {options.out} is a folder: name a file, such as {options.out}/vae.safetensors"

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("verb", ("export",), None, "export: write them"),
         ("run RUN", str, None, flags.RUN),
         ("--form", tuple(FORMS), flags.REQUIRED, "whose files"),
-        ("--out FILE", str, flags.REQUIRED, "a new .pt or .safetensors"),
+        ("--out FILE", flags.here, flags.REQUIRED, "a new .pt or .safetensors"),
         ("--images N", int, None, "the snapshot at N images seen (default: the newest)"),
         ("--ema I", int, 0, "index of the average, from 0 (0)"),
         flags.RUNS,
