@@ -522,3 +522,17 @@ def test_a_drawer_tells_all_that_is_known_of_a_run(
     gap = find(opened, "#comparison tbody tr:first-child small")[0].text
     error, paired = standard_error(told.metric, *(r.runs[0].headline for r in (row, other)))
     assert paired and gap == f"+1.00 ± {error:.2f}"
+
+
+def test_what_a_run_came_from_is_one_click_away(
+    opened: Chrome, tmp_path: Path, told: Table
+) -> None:
+    row, other = told.rows
+    opened.get(f"{(tmp_path / 'board.html').as_uri()}#open={row.group}&q=digits_dit")
+    assert shown(opened) == [row.group]
+    seen(opened, ".parent").click()
+    assert {each.get_attribute("id") for each in find(opened, "tr.drawer:not([hidden])")} == {
+        f"runs-{told.key}-{each.group}" for each in (row, other)
+    }
+    focused = "return document.activeElement.closest('tbody').dataset.group"
+    assert opened.execute_script(focused) == other.group
