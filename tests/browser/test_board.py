@@ -192,6 +192,8 @@ def test_filters_leave_the_rows_that_fit(at: Chrome, table: Table) -> None:
         ("seed=2", [r.group for r in table.rows if r.seeds == 3]),
         ("labels=used seed!=7", [r.group for r in table.rows if not r.label_free]),
         ("images!=256k", [r.group for r in table.rows if r.images != 256_000]),
+        ("-seed!=2", [r.group for r in table.rows if r.seeds == 3]),
+        ("images~64000", [r.group for r in table.rows if r.images == 64_000]),
         # what every object of a script has is no setting of a row
         ("constructor=1", []),
         ("digits toString~native", []),
