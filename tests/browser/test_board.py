@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import socket
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
+from launcher.board import filter as grammar
 from launcher.board import page
 from launcher.board.collect import Row, Table, collect
 from launcher.board.columns import Column, page_columns
@@ -207,6 +209,28 @@ def test_filters_leave_the_rows_that_fit(at: Chrome, table: Table) -> None:
     assert shown(at) == [
         row.group for row in table.rows if row.group in below and "dit" in row.experiment
     ]
+
+
+def test_terms_mean_on_the_page_what_they_mean_in_commands(at: Chrome, table: Table) -> None:
+    keys = ("images", "seed", "experiment", "train.batch", "state", "labels", "fd_digits", "nmi")
+    values = ("256k", "64000", "0,1", "digits_dit,zeta", "dit", "final", "used", "7.3", "9")
+    signs = ("=", "!=", "~", "!~", "<", ">=")
+    terms = [
+        f"{minus}{key}{sign}{value}"
+        for minus, key, sign, value in itertools.product(("", "-"), keys, signs, values)
+        if sign not in ("<", ">=") or grammar.number(value) is not None
+    ]
+    found = at.execute_script(
+        "const sheet = sheets.find((each) => each.key === arguments[0]);"
+        "return arguments[1].map((text) => sheet.rows.filter((row) => terms(text).every((holds) => holds(row)))"
+        ".map((row) => row.group))",
+        table.key,
+        terms,
+    )
+    known = [(row.group, grammar.facts(table, row)) for row in table.rows]
+    for text, groups in zip(terms, found, strict=True):
+        (term,) = grammar.parse(text)
+        assert groups == [group for group, facts in known if term.holds(facts)], text
 
 
 def test_k_gives_what_python_finds(at: Chrome, table: Table) -> None:
