@@ -91,7 +91,8 @@ class Attempt:
 def runs(root: Path) -> list[RunFolder]:
     """Every run below a runs folder once, by experiment and id: links such as `latest` are names of one, and no run."""
     found = finding.runs(root)
-    linked = [run for run in found if run.root.is_symlink() or run.root.parent.is_symlink()]
+    above = {place for place in {run.root.parent for run in found} if place.is_symlink()}
+    linked = [run for run in found if run.root.parent in above or run.root.is_symlink()]
     if not linked:
         return found
     # a run that lies elsewhere has the link alone, or several

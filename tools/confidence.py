@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--beside SAMPLES+", str, (), "other samples to draw below, such as unconditional ones"),
         ("--count N", int, 10, "least and most certain samples that are drawn of each (10)"),
         ("--least C", float, None, "leave out samples of less confidence"),
-        ("--out DIR", str, "confidence", "picture, scores and kept samples (confidence)"),
+        ("--out DIR", flags.here, "confidence", "picture, scores and kept samples (confidence)"),
         flags.JSON,
     )
     add_net(parser)

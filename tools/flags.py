@@ -12,6 +12,19 @@ from typing import Any
 from shards import cli, storage
 from shards.errors import UserError
 
+
+def here(text: str) -> str:
+    """The type of a file or folder that is written on this machine, with ~ as `storage.place` reads it.
+
+    Raises:
+        ArgumentTypeError: it is on S3, and would become a folder here that is called s3:.
+    """
+    place = storage.place(text)
+    if storage.is_remote(place):
+        raise argparse.ArgumentTypeError(f"{text} is on S3: name a place here, and copy it there")
+    return place
+
+
 Flag = tuple[str, Any, Any, str]  # as it is typed, its type, default and help
 REQUIRED = object()
 # metavars of what a shell would expand a ~ of
@@ -20,7 +33,7 @@ _PLACES = ("DIR", "FILE", "PATH", "ROOT", "FOLDER", "RUN", "SHARDS", "SAMPLES", 
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 JSON: Flag = ("--json", bool, False, "print one JSON object")
 RUNS: Flag = ("--runs DIR", str, "runs", "where runs are (runs)")
-OUT: Flag = ("--out DIR", str, REQUIRED, "the sidecar's folder")
+OUT: Flag = ("--out DIR", here, REQUIRED, "the sidecar's folder")
 RUN = "id, name or folder of a run, or a snapshot's folder"
 
 

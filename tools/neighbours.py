@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--count N", int, 8, "samples that are shown (8)"),
         ("--near N", int, 8, "real images beside each (8)"),
         ("--closest", bool, False, "of all samples those nearest to a real image, not the first"),
-        ("--out FILE", str, "neighbours.png", "the picture (neighbours.png)"),
+        ("--out FILE", flags.here, "neighbours.png", "the picture (neighbours.png)"),
         flags.JSON,
     )
 

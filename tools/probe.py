@@ -225,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--samples N", int, None, "the most images to choose on, and to test on (the preset's)"),
         ("--seed N", int, None, "of parts, order and noise (the preset's)"),
         ("--device", str, "cpu", "cpu, or cuda (cpu)"),
-        ("--out DIR", str, ".probes", "where what is measured is kept (.probes)"),
+        ("--out DIR", flags.here, ".probes", "where what is measured is kept (.probes)"),
         ("--figure FILE", str, None, "where to draw heat maps, or of several probes curves (none)"),
         (
             "--choose",

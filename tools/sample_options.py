@@ -103,7 +103,7 @@ _IMAGES: tuple[flags.Flag, ...] = (
         "of the network; the sampler's state is fp32 (fp32)",
     ),
     ("--batch N", int, 64, "batch size (64)"),
-    ("--out DIR", str, "samples", "output folder (samples)"),
+    ("--out DIR", flags.here, "samples", "output folder (samples)"),
     flags.JSON,
 )
 _LATENTS: tuple[flags.Flag, ...] = (

@@ -30,7 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "tools.vae",
         __doc__,
         ("shards SHARDS?", str, None, "folder or s3:// prefix of image shards (the digits)"),
-        ("--out FILE", str, None, "the file of weights, *.safetensors (of digits the package's)"),
+        (
+            "--out FILE",
+            flags.here,
+            None,
+            "the file of weights, *.safetensors (of digits the package's)",
+        ),
         flags.JSON,
     )
     of_digits = parser.add_argument_group("of the digits")

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("verb", ("export",), None, "write the file"),
         ("run RUN", str, None, flags.RUN),
         ("--form", tuple(FORMS), flags.REQUIRED, "whose names and shapes the file has"),
-        ("--out FILE", str, flags.REQUIRED, "a new .pt or .safetensors"),
+        ("--out FILE", flags.here, flags.REQUIRED, "a new .pt or .safetensors"),
         ("--images N", int, None, "the snapshot at N images seen (default: the newest)"),
         ("--ema I", int, 0, "index of the average, from 0 (0)"),
         flags.RUNS,

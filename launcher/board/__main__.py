@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     export_of.add_argument("--format", choices=FORMATS, default="csv", help="of the file (csv)")
     export_of.add_argument(
         "--out",
-        type=storage.expanded,
+        type=_file,
         metavar="FILE",
         help="the file to write (stdout; parquet needs a file)",
     )
@@ -114,7 +114,7 @@ def _add_common(parser: argparse.ArgumentParser, *, top: bool) -> None:
 def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
-        type=storage.expanded,
+        type=_file,
         default=argparse.SUPPRESS,
         help="the page to write (default: board.html in that folder)",
     )
@@ -145,6 +145,14 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--every", type=float, default=5.0, metavar="S", help="reads the runs at most so often (5)"
     )
+
+
+def _file(text: str) -> Path:
+    """The type of an argument that is a file of this machine."""
+    place = storage.place(text)
+    if storage.is_remote(place):
+        raise argparse.ArgumentTypeError(f"{text} is on S3: name a file here, and copy it there")
+    return Path(place)
 
 
 def _check_folder(runs: Path) -> None:

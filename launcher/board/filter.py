@@ -51,7 +51,8 @@ class Term:
     values: tuple[str, ...]
 
     def holds(self, facts: Facts) -> bool:
-        return self._fits(facts) != (self.negated or self.sign in ("!=", "!~"))
+        # not what is not so is what is so
+        return self._fits(facts) != (self.negated != (self.sign in ("!=", "!~")))
 
     def _fits(self, facts: Facts) -> bool:
         given = facts.get(WORDS if self.key is None else self.key, ())
@@ -79,9 +80,9 @@ def _term(text: str) -> Term:
     if parts is None:
         negated = text.startswith("-") and len(text) > 1
         word = text[negated:].replace('"', "")
-        return Term(negated=negated, key=None, sign="~", values=(word.casefold(),))
+        return Term(negated=negated, key=None, sign="~", values=(word.lower(),))
     minus, key, sign, rest = parts.groups()
-    values = tuple(value.casefold() for value in rest.replace('"', "").split(","))
+    values = tuple(value.lower() for value in rest.replace('"', "").split(","))
     if sign in _ORDER and (len(values) != 1 or number(values[0]) is None):
         raise UserError(f"--filter {text!r}: {sign} needs a number, such as {key}{sign}256k")
     return Term(negated=bool(minus), key=key, sign=sign, values=values)
@@ -96,7 +97,7 @@ def number(value: str | float) -> float | None:
 
 
 def _same(value: str | float, wanted: str, sign: str) -> bool:
-    text = str(value).casefold()
+    text = str(value).lower()
     if sign in ("~", "!~"):
         return wanted in text
     mine, theirs = number(value), number(wanted)

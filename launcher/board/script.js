@@ -171,6 +171,8 @@ function term(text) {
   const values = rest.replaceAll('"', "").split(",");
   return (row) => {
     let [value, told] = [row.values[key] ?? null, row.texts[key]];
+    // a number as it is, as in every command, not as its cell is written
+    if (value !== null) told = row.cells[key].dataset.sort;
     if (told === undefined) {
       told = String(row.settings?.get(key) ?? (row.settings = settingsOf(row.group)).get(key) ?? "").toLowerCase();
       value = quantity(told);

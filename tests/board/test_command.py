@@ -160,6 +160,16 @@ def test_a_run_without_a_curve_is_named_beside_those_that_have_one(
     assert "run fresh has no floor" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", [[], ["build"], ["export"]])
+def test_a_file_on_s3_is_refused(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        command.main([*verb, "--runs", str(two), "--out", "s3://bucket/rows"])
+    assert ended.value.code == 2 and not list(tmp_path.glob("s3*"))
+
+
 def test_an_export_makes_the_folder_of_its_file(two: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "rows.csv"
     assert command.main(["export", "--runs", str(two), "--out", str(out)]) == 0

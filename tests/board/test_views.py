@@ -46,6 +46,9 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
         ("guidance.source~LINE", ["digits_dit"]),
         ("guidance.source!~on", ["digits_class"]),
         ("-experiment=digits_dit -labels=used", ["digits_uncond"]),
+        ("-experiment!=digits_dit", ["digits_dit"]),
+        ("-guidance.source!~on -labels!=used", []),
+        ("experiment~ß", []),
         ("state=final seeds<2", ["digits_class", "digits_uncond"]),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import socket
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
+from launcher.board import filter as grammar
 from launcher.board import page
 from launcher.board.collect import Row, Table, collect
 from launcher.board.columns import Column, page_columns
@@ -192,6 +194,8 @@ def test_filters_leave_the_rows_that_fit(at: Chrome, table: Table) -> None:
         ("seed=2", [r.group for r in table.rows if r.seeds == 3]),
         ("labels=used seed!=7", [r.group for r in table.rows if not r.label_free]),
         ("images!=256k", [r.group for r in table.rows if r.images != 256_000]),
+        ("-seed!=2", [r.group for r in table.rows if r.seeds == 3]),
+        ("images~64000", [r.group for r in table.rows if r.images == 64_000]),
         # what every object of a script has is no setting of a row
         ("constructor=1", []),
         ("digits toString~native", []),
@@ -205,6 +209,28 @@ def test_filters_leave_the_rows_that_fit(at: Chrome, table: Table) -> None:
     assert shown(at) == [
         row.group for row in table.rows if row.group in below and "dit" in row.experiment
     ]
+
+
+def test_terms_mean_on_the_page_what_they_mean_in_commands(at: Chrome, table: Table) -> None:
+    keys = ("images", "seed", "experiment", "train.batch", "state", "labels", "fd_digits", "nmi")
+    values = ("256k", "64000", "0,1", "digits_dit,zeta", "dit", "final", "used", "7.3", "9")
+    signs = ("=", "!=", "~", "!~", "<", ">=")
+    terms = [
+        f"{minus}{key}{sign}{value}"
+        for minus, key, sign, value in itertools.product(("", "-"), keys, signs, values)
+        if sign not in ("<", ">=") or grammar.number(value) is not None
+    ]
+    found = at.execute_script(
+        "const sheet = sheets.find((each) => each.key === arguments[0]);"
+        "return arguments[1].map((text) => sheet.rows.filter((row) => terms(text).every((holds) => holds(row)))"
+        ".map((row) => row.group))",
+        table.key,
+        terms,
+    )
+    known = [(row.group, grammar.facts(table, row)) for row in table.rows]
+    for text, groups in zip(terms, found, strict=True):
+        (term,) = grammar.parse(text)
+        assert groups == [group for group, facts in known if term.holds(facts)], text
 
 
 def test_k_gives_what_python_finds(at: Chrome, table: Table) -> None:
@@ -522,3 +548,17 @@ def test_a_drawer_tells_all_that_is_known_of_a_run(
     gap = find(opened, "#comparison tbody tr:first-child small")[0].text
     error, paired = standard_error(told.metric, *(r.runs[0].headline for r in (row, other)))
     assert paired and gap == f"+1.00 ± {error:.2f}"
+
+
+def test_what_a_run_came_from_is_one_click_away(
+    opened: Chrome, tmp_path: Path, told: Table
+) -> None:
+    row, other = told.rows
+    opened.get(f"{(tmp_path / 'board.html').as_uri()}#open={row.group}&q=digits_dit")
+    assert shown(opened) == [row.group]
+    seen(opened, ".parent").click()
+    assert {each.get_attribute("id") for each in find(opened, "tr.drawer:not([hidden])")} == {
+        f"runs-{told.key}-{each.group}" for each in (row, other)
+    }
+    focused = "return document.activeElement.closest('tbody').dataset.group"
+    assert opened.execute_script(focused) == other.group

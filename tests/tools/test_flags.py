@@ -50,11 +50,19 @@ def test_a_row_of_flags_typed_gives_its_type_and_default(
     assert vars(PARSER.parse_args([*typed.split(), "--out", "x"])) == NOTHING | changed
 
 
-@pytest.mark.parametrize("typed", ["", "--out x --kind c", "--out x --size 1", "--out x --count a"])
+@pytest.mark.parametrize(
+    "typed",
+    ["", "--out x --kind c", "--out x --size 1", "--out x --count a", "--out s3://bucket/x"],
+)
 def test_a_row_of_flags_mistyped_exits_2(typed: str) -> None:
     with pytest.raises(SystemExit) as left:
         PARSER.parse_args(typed.split())
     assert left.value.code == 2
+
+
+def test_a_home_is_read_where_no_shell_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert PARSER.parse_args(["--out=~/x"]).out == "/home/somebody/x"
 
 
 FIGURE = flags.command("tools.none", None, ("--figure FILE", str, None, "a picture"))

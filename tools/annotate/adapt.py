@@ -58,7 +58,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         parser,
         ("--vit NAME", str, flags.REQUIRED, "timm's name, such as vit_base_patch16_224.dino"),
         *(flag for flag in OF_NET if not flag[0].startswith("--vae")),
-        ("--out FILE", str, flags.REQUIRED, "where the weights go, a .safetensors file"),
+        ("--out FILE", flags.here, flags.REQUIRED, "where the weights go, a .safetensors file"),
         ("--workers N", int, 0, "processes that cut crops beside this one (0)"),
         DEVICE,
     )

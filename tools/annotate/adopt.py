@@ -34,7 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         parser,
         ("--annotation DIR", str, flags.REQUIRED, "the sidecar of the images"),
         ("--by-key SHARDS", str, None, "the annotated shards: rows of equal keys are matched"),
-        ("--out DIR", str, flags.REQUIRED, "the sidecar of the latents"),
+        ("--out DIR", flags.here, flags.REQUIRED, "the sidecar of the latents"),
     )
 
 

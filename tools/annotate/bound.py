@@ -45,7 +45,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         ),
     )
     add_settings(parser)
-    flags.add(parser, ("--out DIR", str, flags.REQUIRED, "folder of fits and picture"))
+    flags.add(parser, ("--out DIR", flags.here, flags.REQUIRED, "folder of fits and picture"))
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:

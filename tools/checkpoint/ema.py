@@ -69,7 +69,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         ("of RUN", str, None, "id, name or folder of a run"),
         ("--std X+", float, flags.REQUIRED, f"relative widths, above 0 and at most {WIDEST:.4f}"),
         ("--images N", int, None, "at N images seen (default: the newest that is stored)"),
-        ("--out PATH", str, flags.REQUIRED, "a new folder, or a new .safetensors"),
+        ("--out PATH", flags.here, flags.REQUIRED, "a new folder, or a new .safetensors"),
         flags.RUNS,
         flags.JSON,
     )

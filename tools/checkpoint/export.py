@@ -30,7 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     flags.add(
         parser,
         ("--average KEY", str, None, "only this average, as `show` names it; `weights` for none"),
-        ("--out DIR", str, flags.REQUIRED, "a new folder"),
+        ("--out DIR", flags.here, flags.REQUIRED, "a new folder"),
     )
 
 

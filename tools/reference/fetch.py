@@ -32,7 +32,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     flags.add(
         parser,
         ("name", str, None, f"one of {', '.join(KNOWN)}, or {OF_TIMM}"),
-        ("--out DIR", str, None, f"a folder (the one that {FOLDER} names, or torch's cache)"),
+        (
+            "--out DIR",
+            flags.here,
+            None,
+            f"a folder (the one that {FOLDER} names, or torch's cache)",
+        ),
         ("--url URL", str, None, "a mirror to read it from"),
         ("--sha256 HEX", str, None, "of a net of timm: what it must have"),
     )

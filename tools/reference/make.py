@@ -36,7 +36,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         parser,
         ("root", str, None, "shards of images or latents"),
         *NET,
-        ("--out FILE", str, REQUIRED, "the .npz to write"),
+        ("--out FILE", flags.here, REQUIRED, "the .npz to write"),
         ("--count N", int, None, "N of the samples alone (all)"),
         ("--seed N", int, None, "draws these (0 of indexed tars; else the first, as shuffled)"),
         ("--decoder FILE", str, None, "weights of the autoencoder that decodes latents"),

@@ -37,7 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         parser,
         ("samples", str, None, "a run, a snapshot's folder, a folder of images, or a .npz"),
         *NET,
-        ("--out FILE", str, REQUIRED, "the .npz to write"),
+        ("--out FILE", flags.here, REQUIRED, "the .npz to write"),
         ("--of NAME", str, None, "of images: the run that they were drawn from"),
         flags.RUNS,
         ("--count N", int, None, "samples of a run (as many as its evaluation takes)"),

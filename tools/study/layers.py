@@ -91,7 +91,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         ("--over-images", bool, False, "every snapshot of the runs, not the newest"),
         ("--spherical", bool, False, "centroids of unit length"),
         ("--raw", bool, False, "features as they are, not of unit length"),
-        ("--out DIR", str, "study", "where scores are kept (study)"),
+        ("--out DIR", flags.here, "study", "where scores are kept (study)"),
         ("--figure FILE", str, None, "where to draw the heat maps (none)"),
         flags.JSON,
     )

@@ -185,7 +185,7 @@ def add(parser: argparse.ArgumentParser, seeds: Sequence[int]) -> None:
         ("overrides key=value*", str, None, "settings of every run, as for launcher.submit"),
         ("--seeds +", int, list(seeds), f"of each arm ({' '.join(map(str, seeds))})"),
         ("--runs", Path, Path("runs"), "where runs are (runs)"),
-        ("--out DIR", str, "study", "where groups, scores and reports are kept (study)"),
+        ("--out DIR", flags.here, "study", "where groups, scores and reports are kept (study)"),
         flags.JSON,
     )
     takes_config_dir(parser)
