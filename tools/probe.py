@@ -122,7 +122,10 @@ def settings(probed: Measured, use: str) -> str:
         layer = architecture(probed.config).layer(layer)
     if use == "self_condition":
         return f"model.self_condition={layer}"
-    return f"{use}.layer={layer} {use}.noise_time={noise_time}"
+    chosen = f"{use}.layer={layer} {use}.noise_time={noise_time}"
+    # the loss reads the mean of a layer, unless it is told otherwise
+    of_cls = use == "contrastive" and probed.pooling == "cls"
+    return f"{chosen} contrastive.feature=cls" if of_cls else chosen
 
 
 def _measure(

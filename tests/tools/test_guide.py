@@ -78,6 +78,17 @@ def test_every_weak_model_of_a_run_is_searched_and_reported_in_the_other_net(
         best = min(each.scores["fd_digits"] for each in chosen)
         assert row["searched"]["score"] == best
         assert row["cost"] > 1 and row["difference"]["low"] < row["difference"]["high"]
+    odd = {
+        each.protocol["settings"].get("weak", "condition") if each.protocol["g"] != 1 else "": each
+        for each in records(run)
+        if each.metric == "fd_digits_odd"
+    }
+    for row in said["methods"]:
+        # below 0 where guidance is better
+        assert row["reported"]["score"] == odd[row["weak"]].score
+        gap, se = recipe.difference(odd[row["weak"]], odd[""])
+        assert row["difference"]["value"] == pytest.approx(gap)
+        assert row["difference"]["high"] - gap == pytest.approx(2.262 * se)
     scores = [row["reported"]["score"] for row in said["methods"]]
     assert scores == sorted(scores)
     # chosen by the search alone: by the reported scores it would be too good

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from launcher.compose import compose
 from selfguide.evaluation.metrics.probe import LinearProbes
+from selfguide.evaluation.probe import Probed
 from selfguide.snapshot import load
 from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import RunFolder
@@ -20,7 +21,8 @@ from shards import storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from tests.selfguide.snapshots import write_snapshot
-from tools.probe import main
+from tools.probe import main, settings
+from tools.probe_report import Measured
 
 SETTINGS = ["--noise-times", "0.1", "0.5", "--passes", "1", "--samples", "50", "--batch", "256"]
 
@@ -172,6 +174,18 @@ def test_what_a_probe_chose_is_typed_to_the_next_run_as_it_is_printed(
     chosen = getattr(config, use)
     assert chosen.noise_time == best["noise_time"]
     assert f"block_{str(chosen.layer).removeprefix('block_')}" == best["layer"]
+
+
+@pytest.mark.parametrize(("pooling", "feature"), [("mean", "pooled"), ("cls", "cls")])
+def test_a_loss_reads_what_was_probed(pooling: str, feature: str) -> None:
+    words = ["experiment=digits_dit", "cluster=local", "model.cls_token=true"]
+    best = {"layer": "block_2", "noise_time": 0.1}
+    found = Probed({}, {"linear_best": best, "cells": [best]})
+    probed = Measured(Path("none"), 7, "one", pooling, found, compose(words))
+    typed = settings(probed, "contrastive").split()
+    config = compose([*words, "contrastive.weight=0.01", *typed])
+    validate(config)
+    assert config.contrastive.feature == feature and config.contrastive.layer == "block_2"
 
 
 @pytest.mark.parametrize(
