@@ -150,7 +150,8 @@ class RunReader:
         snapshots, selections = self._snapshots(published), self._selections()
         asked = self.object(evaluation_asked(self.run)) or {}
         config = self._config() if self._wants_config(images in snapshots) else None
-        sweeps, encoder = self._sweeps(), _encoder(snapshots) if snapshots else None
+        sweeps = self._sweeps()
+        encoder = _encoder(snapshots) if config and snapshots else None
         return RunView(
             folder=self.run,
             time=time.time(),
