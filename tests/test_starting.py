@@ -125,6 +125,17 @@ def test_a_mistake_in_the_words_of_a_command_imports_no_torch(command: str) -> N
     assert _heavy(*command.split()) == (2, [])
 
 
+# of what each takes a second or more to import, and few jobs need
+OF_FEW = ("torchvision", "timm", "sklearn", "torchdiffeq", "faiss", "matplotlib", "scipy.stats")
+
+
+@pytest.mark.parametrize("module", ["selfguide.training.job", "selfguide.evaluation.job"])
+def test_a_job_imports_no_library_that_only_few_need(module: str) -> None:
+    code = f"import json, sys, {module}; print(json.dumps([m for m in {OF_FEW!r} if m in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert json.loads(done.stdout) == [], done.stderr
+
+
 @pytest.mark.parametrize("package", ["launcher", "tools", "slurm"])
 def test_package_imported_by_a_thread_while_a_command_begins_is_imported(package: str) -> None:
     """As what a drill puts into a rank does: Python allows signal handlers in the main thread only."""
