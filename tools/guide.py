@@ -87,7 +87,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
         selected=chosen_by(search.plain),
     )
-    said = guide_report.answer(snapshot, search, *confirm(search, reporter), missing)
+    unguided, confirmed = confirm(search, reporter)
+    for word in sorted(search.found.keys() - confirmed.keys()):
+        missing[word] = (
+            "none of its samples were finite, or none was scored; give smaller --weights"
+        )
+    if not confirmed:
+        raise UserError(
+            f"--weights {' '.join(f'{g:g}' for g in grid.weights)}: no weak model makes finite samples at any; give "
+            "smaller ones"
+        )
+    said = guide_report.answer(snapshot, search, unguided, confirmed, missing)
     recipe.keep(run, records(run))
     figure = Path(options.figure or run.evals / "guide.png")
     guide_report.plot(figure, search, said)

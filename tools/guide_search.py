@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from selfguide.evaluation.job import evaluate
+from selfguide.sampling.generate import NotFiniteError
 from selfguide.sampling.weak import check
 from selfguide.snapshot import Snapshot
 from selfguide.spec.averages import averages_of
@@ -91,7 +92,8 @@ class Scorer:
     drawn: int = field(default=0, init=False)
 
     def score(self, sampler: SamplerConfig) -> Scored:
-        """
+        """A point whose samples are not finite has a record without a score; its first bad block says so, each time.
+
         Raises:
             OutOfTimeError: it is not known, and the budget is spent.
             UserError: it cannot be scored.
@@ -104,9 +106,12 @@ class Scorer:
         if found is None:
             if time.monotonic() > self.deadline:
                 raise OutOfTimeError
-            self._evaluate(config, key)
-            found = self._known(key)
             self.drawn += 1
+            try:
+                self._evaluate(config, key)
+            except NotFiniteError as error:
+                return Scored(sampler, self._without_score(key, str(error)))
+            found = self._known(key)
             assert found is not None
         return Scored(sampler, found)
 
@@ -115,6 +120,11 @@ class Scorer:
 
     def _known(self, key: str) -> EvaluationRecord | None:
         return next((each for each in records_of(self.run, key) if each.done), None)
+
+    def _without_score(self, key: str, why: str) -> EvaluationRecord:
+        return EvaluationRecord(
+            status="failed", key=key, attempt=0, images=self.images, message=why
+        )
 
     def _evaluate(self, config: Config, key: str) -> None:
         tries = [path.name.split(".")[-2] for path in self.run.evals.glob(f"{key}.*.json")]
@@ -194,9 +204,13 @@ class Search:
         self.complete = False
 
     def points(self) -> Iterator[Scored]:
-        """Scores one point after the other; ends early where the budget is spent."""
+        """Scores one point after the other; ends early where the budget is spent.
+
+        Raises:
+            UserError: without guidance there is no score, or a point cannot be scored.
+        """
         try:
-            self.plain = self.scorer.score(self.sampler)
+            self.plain = _with_score(self.scorer.score(self.sampler))
             yield self.plain
             for stage in (self._weights, self._intervals, self._beside):
                 for word, known in self.found.items():
@@ -230,12 +244,26 @@ class Search:
 
 
 def confirm(search: Search, scorer: Scorer) -> tuple[Scored, dict[str, Scored]]:
-    """Sampling without guidance, and as the search chose for each weak model, once more from fresh seeds."""
+    """Sampling without guidance, and as the search chose for each weak model, once more from fresh seeds.
+
+    Weak models of which no point has a score are left out.
+
+    Raises:
+        UserError: without guidance there is no score.
+    """
     chosen = {word: search.best(word) for word in search.found}
-    unguided = scorer.score(search.sampler)
+    unguided = _with_score(scorer.score(search.sampler))
     return unguided, {
-        word: scorer.score(each.sampler) for word, each in chosen.items() if each is not None
+        word: scorer.score(each.sampler)
+        for word, each in chosen.items()
+        if each is not None and each.worth < math.inf
     }
+
+
+def _with_score(found: Scored) -> Scored:
+    if found.record.score is None:
+        raise UserError(found.record.message)
+    return found
 
 
 def chosen_by(scored: Scored) -> tuple[Mapping[str, str], ...]:

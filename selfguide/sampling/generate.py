@@ -62,15 +62,19 @@ def generate_each(
         yield _batch(snapshot, sampler, part, seeds[span], callback)
 
 
+class NotFiniteError(UserError):
+    """Samples are NaN or infinite, as those of too much guidance are."""
+
+
 def check_finite(samples: Tensor, first: int) -> None:
     """Returns where samples (B, C, H, W) are finite: as levels NaN would be black, and have a score like any other.
 
     Raises:
-        UserError: one is not; they are counted from `first`.
+        NotFiniteError: one is not; they are counted from `first`.
     """
     bad = ~torch.isfinite(samples).flatten(1).all(1)
     if bad.any():
-        raise UserError(
+        raise NotFiniteError(
             f"sample {first + int(bad.int().argmax())} of this snapshot is NaN or infinite: it cannot be scored; look "
             "at its loss, or sample with more steps or less guidance"
         )

@@ -122,6 +122,23 @@ def test_a_search_that_was_ended_goes_on_and_says_what_a_whole_one_says(
         assert sorted(again) == lost
 
 
+def test_a_point_whose_samples_are_not_finite_is_the_worst_and_ends_no_search(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--methods", "head", "--intervals", "0,1"]
+    for _ in range(2):  # also where all else is known
+        said = answer(run, capsys, *words, "--weights", "1.5", "1e38")
+        (row,) = said["methods"]
+        assert said["complete"] and row["g"] == 1.5 and row["reported"]["score"] is not None
+        assert [(each["g"], each["score"] is None) for each in row["curve"]] == [
+            (1.5, False),
+            (1e38, True),
+        ]
+    assert all(each.done for each in records(run))
+    with pytest.raises(UserError, match=r"--weights 1e\+38: no weak model makes finite samples"):
+        answer(run, capsys, *words, "--weights", "1e38")
+
+
 def test_a_budget_ends_the_search_with_what_is_known_and_says_so(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
