@@ -26,8 +26,8 @@ from shards import storage
 FOLDER = ".others"
 # of the file
 SCHEMA = 1
-# characters at most
-NAME, NOTE = 100, 1000
+# characters at most; of a note half of them are for what a command adds to what somebody typed
+NAME, NOTE, TYPED_NOTE = 100, 1000, 500
 
 # what a field of a protocol that says how samples are measured is in JSON; of those that are optional None too
 _REQUIRED: Mapping[str, type] = {
@@ -142,12 +142,12 @@ def check_name(name: str) -> None:
         raise ValueError("the name is empty")
 
 
-def check_note(note: str) -> None:
+def check_note(note: str, most: int = NOTE) -> None:
     """
     Raises:
-        ValueError: no note that a board could show.
+        ValueError: no note that a board could show, or one of more characters.
     """
-    _check_text(note, "the note", NOTE)
+    _check_text(note, "the note", most)
 
 
 def _check_text(text: str, what: str, most: int) -> None:
