@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import socket
 import time
@@ -72,9 +73,6 @@ def keep(
     options: argparse.Namespace,
     evaluation: EvaluationConfig,
     *,
-    reference_sha256: str | None,
-    unconditional_sha256: str | None,
-    net_sha256: str,
     scores: Mapping[str, float],
     left_out: Sequence[float],
     stamp: Sequence[object],
@@ -83,12 +81,10 @@ def keep(
     """Writes the scores beside the runs and returns the file.
 
     Args:
-        evaluation: what was measured, as `evaluation=` of a run has it before its submission.
-        reference_sha256, unconditional_sha256, net_sha256: of the files that were read, as far as there were any.
+        evaluation: what was measured, as `as_submitted` has it.
         stamp: what tells the samples' files from others.
         chosen: what the samples were chosen by, where they were.
     """
-    pinned = as_submitted(evaluation, reference_sha256, unconditional_sha256, net_sha256)
     name = name_of(options)
     assert name is not None
     note = options.note
@@ -100,9 +96,10 @@ def keep(
     return OtherRecord(
         name=name,
         note=note,
-        protocol=measured(measuring(pinned, str(pinned.manifest))),
-        scores=dict(scores),
-        left_out=tuple(left_out),
+        protocol=measured(measuring(evaluation, str(evaluation.manifest))),
+        # as in a run's record: a missing score and NaN are the same to a reader
+        scores={name: float(value) for name, value in scores.items() if math.isfinite(value)},
+        left_out=tuple(map(float, left_out)) if all(map(math.isfinite, left_out)) else (),
         when=time.time(),
         host=socket.gethostname(),
         samples=samples,

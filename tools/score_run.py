@@ -78,6 +78,12 @@ def run(options: argparse.Namespace) -> int:
         beside = _beside(net, evaluation, unconditional)
         # before images are read
         check_features(evaluation, known.features, OF_TRAINING)
+        submitted = score_others.as_submitted(
+            evaluation,
+            reference_sha256=known.sha256,
+            unconditional_sha256=unconditional.sha256 if unconditional else None,
+            net_sha256=net.sha256,
+        )
     except UserError as error:
         raise _as_typed(error) from error
     nets = [net, *others.values()]
@@ -122,10 +128,7 @@ def run(options: argparse.Namespace) -> int:
         if score_others.name_of(options) is not None:
             kept = score_others.keep(
                 options,
-                evaluation,
-                reference_sha256=known.sha256,
-                unconditional_sha256=unconditional.sha256 if unconditional else None,
-                net_sha256=net.sha256,
+                submitted,
                 scores=scores,
                 left_out=left_out,
                 stamp=images.stamp,

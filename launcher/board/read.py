@@ -163,10 +163,8 @@ class Everything(NamedTuple):
     others: tuple[OtherRecord, ...]
 
 
-def read_all(root: Path, reader: Reader | None = None) -> Everything:
-    """The same with the scores of others' samples beside the runs."""
-    if reader is not None:
-        return reader.read_all(root)
+def read_all(root: Path) -> Everything:
+    """What `read_runs` returns, and the scores of others' samples beside the runs."""
     with cache.of_runs(root.resolve(), "board") as opened:
         return Reader(opened).read_all(root)
 
@@ -203,7 +201,7 @@ class Reader:
             return self._read(root)
 
     def read_all(self, root: Path) -> Everything:
-        """The same with the scores of others' samples beside the runs."""
+        """What `read` returns, and the scores of others' samples beside the runs."""
         runs, problems = self.read(root)
         others = []
         try:
