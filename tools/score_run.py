@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.lock import lock
+from tools import score_others
 from tools.reference.make import net_of
 from tools.sample_files import open_images
 from tools.sample_set import CHOSEN, NPZ
@@ -73,9 +74,16 @@ def run(options: argparse.Namespace) -> int:
         name: load_feature_net(name).to(net.device) for name in sorted(evaluation.fdr_protocols)
     }
     try:
-        known, beside = _known(net, evaluation), _beside(net, evaluation)
+        known, unconditional = _known(net, evaluation), _unconditional(net, evaluation)
+        beside = _beside(net, evaluation, unconditional)
         # before images are read
         check_features(evaluation, known.features, OF_TRAINING)
+        submitted = score_others.as_submitted(
+            evaluation,
+            reference_sha256=known.sha256,
+            unconditional_sha256=unconditional.sha256 if unconditional else None,
+            net_sha256=net.sha256,
+        )
     except UserError as error:
         raise _as_typed(error) from error
     nets = [net, *others.values()]
@@ -98,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
             shutil.rmtree(work, ignore_errors=True)
             raise _as_typed(error) from error
         try:
-            scores = _scores(parts, nets, known, beside, evaluation)
+            scores, left_out = _scores(parts, nets, known, beside, evaluation)
         except UserError as error:
             # by other settings the same parts have a score
             raise _as_typed(error) from error
@@ -116,13 +124,32 @@ def run(options: argparse.Namespace) -> int:
         found["chosen"] = chosen
     if beside_settings := extras(evaluation):
         found["metrics"] = beside_settings
-    if options.json:
-        print(json.dumps(found, indent=1))
-    else:
-        print("\n".join(f"{name:<24}{value:.5g}" for name, value in scores.items()))
-        if chosen:
-            print(f"of {chosen['kept']:,} samples chosen out of {chosen['of']:,}: {chosen['by']}")
+    try:
+        if score_others.name_of(options) is not None:
+            kept = score_others.keep(
+                options,
+                submitted,
+                scores=scores,
+                left_out=left_out,
+                stamp=images.stamp,
+                chosen=chosen,
+            )
+            found["kept"] = str(kept)
+    finally:
+        # what took long is said also where it cannot be kept
+        _print(found, options.json)
     return 0
+
+
+def _print(found: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    print("\n".join(f"{name:<24}{value:.5g}" for name, value in found["scores"].items()))
+    if "chosen" in found:
+        print(score_others.chosen_words(found["chosen"]))
+    if "kept" in found:
+        print(f"kept in {found['kept']}")
 
 
 def _scores(
@@ -131,12 +158,15 @@ def _scores(
     known: Known,
     beside: Beside,
     evaluation: EvaluationConfig,
-) -> dict[str, float]:
-    """The scores of images whose features in all nets, the protocol's first, are in `parts`."""
+) -> tuple[dict[str, float], tuple[float, ...]]:
+    """The scores of images whose features in all nets, the protocol's first, are in `parts`, and those of a jackknife.
+
+    The latter are the protocol's own score without each block of images in turn.
+    """
     if "fdr" in evaluation.metrics:
         beside = _with_ratios(beside, parts, nets, evaluation, known)
     protocol = evaluation.protocol
-    scores, _ = parted(
+    return parted(
         scores_of(
             protocol,
             nets[0],
@@ -147,7 +177,6 @@ def _scores(
             beside=beside,
         )
     )
-    return scores
 
 
 def chosen_by(samples: Path) -> dict[str, Any] | None:
@@ -260,12 +289,15 @@ def _test(net: FeatureNet, evaluation: EvaluationConfig) -> Known:
     return _made(str(evaluation.test), net, whole)
 
 
-def _beside(net: FeatureNet, evaluation: EvaluationConfig) -> Beside:
-    unconditional = None
-    if evaluation.unconditional:
-        unconditional = read_unconditional(_here(evaluation.unconditional), net).main
+def _unconditional(net: FeatureNet, evaluation: EvaluationConfig) -> Known | None:
+    if not evaluation.unconditional:
+        return None
+    return read_unconditional(_here(evaluation.unconditional), net)
+
+
+def _beside(net: FeatureNet, evaluation: EvaluationConfig, unconditional: Known | None) -> Beside:
     test = _test(net, evaluation).features if {*OF_TEST} & {*evaluation.metrics} else None
-    return Beside(test=test, unconditional=unconditional)
+    return Beside(test=test, unconditional=unconditional.main if unconditional else None)
 
 
 def _with_ratios(

@@ -28,7 +28,7 @@ from launcher.board import filter as grammar
 from launcher.board.collect import Board, collect, history
 from launcher.board.export import FORMATS, encoded
 from launcher.board.page import write
-from launcher.board.read import Run, read_runs
+from launcher.board.read import Run, read_all, read_runs
 from launcher.board.terminal import START, show
 from launcher.board.views import chosen
 from selfguide.spec.suggest import nearest
@@ -171,7 +171,7 @@ def build(options: argparse.Namespace) -> int:
     out = given or options.runs / "board.html"
     if out.is_dir():
         raise UserError(f"--out {str(out)!r} is a folder; name the HTML file to write")
-    board = collect(*read_runs(options.runs), metric=options.metric)
+    board = collect(*read_all(options.runs), metric=options.metric)
     try:
         write(board, out, built=time.time())
     except OSError as error:
@@ -217,7 +217,7 @@ def export(options: argparse.Namespace) -> int:
 
 
 def _view(options: argparse.Namespace) -> Board:
-    board = collect(*read_runs(options.runs), metric=options.metric)
+    board = collect(*read_all(options.runs), metric=options.metric)
     return chosen(
         board,
         protocol=options.protocol,

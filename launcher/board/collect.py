@@ -1,8 +1,8 @@
 """Runs -> ranked tables; pure, so that the same files give the same board in any order.
 
-Three rules. Scores under different protocols never share a table. Runs that differ in their seed only
+Four rules. Scores under different protocols never share a table. Runs that differ in their seed only
 are one row, compared at one image count. A gap that the standard errors do not support is a tie,
-whatever the decimals say.
+whatever the decimals say. Others' samples stand below the rows that were measured alike, and are not ranked among them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from launcher.board.others import Other, by_measuring, placed, told_apart
 from launcher.board.read import Run
 from launcher.board.states import Chip, badge, chips, of_row
 from launcher.reconcile import cache
@@ -22,6 +23,7 @@ from selfguide.spec.config.evaluation import Expected
 from selfguide.spec.contamination import contaminations
 from selfguide.spec.identity import digest
 from selfguide.spec.metrics import higher_is_better
+from selfguide.spec.others import OtherRecord, measuring_key
 from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.suggest import nearest
 from shards.errors import UserError
@@ -91,7 +93,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Every row scored under one protocol, best first."""
+    """Every row scored under one protocol, best first.
+
+    What others have that was measured like no row makes a table without rows, whose protocol says nothing of drawing.
+    """
 
     key: str
     protocol: Mapping[str, Any]
@@ -99,6 +104,7 @@ class Table:
     metric: str
     higher_is_better: bool
     rows: tuple[Row, ...]
+    others: tuple[Other, ...] = ()  # of what was measured alike, best first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,19 +118,30 @@ class Board:
 
 
 @cache.uncollected()
-def collect(runs: Iterable[Run], problems: Iterable[str] = (), metric: str | None = None) -> Board:
-    """The board of these runs, ranked by `metric`, or by the metric that each protocol names.
+def collect(
+    runs: Iterable[Run],
+    problems: Iterable[str] = (),
+    others: Iterable[OtherRecord] = (),
+    metric: str | None = None,
+) -> Board:
+    """The board of these runs and others' samples, ranked by `metric`, or by the metric that each protocol names.
 
     Raises:
         UserError: no record holds a score of that name.
     """
     ordered = sorted(runs, key=lambda r: (r.experiment, r.seed, r.id, str(r.root)))
-    _check(metric, ordered)
+    theirs = tuple(others)
+    _check(metric, ordered, theirs)
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in ordered:
         groups[group_key(run)].append(run)
     protocols = {r.protocol_key: r.protocol for run in ordered for r in run.own if r.done}
     names = _variants(groups)
+    alike = by_measuring(theirs)
+    measured = {key: measuring_key(protocols[key]) for key in protocols} if alike else {}
+    # of others' alone, by what stands for how they were measured
+    alone = {key: found for key, found in alike.items() if key not in measured.values()}
+    told = told_apart(protocols, {key: found[0].protocol for key, found in alone.items()})
     tables = []
     for key in sorted(protocols):
         by = metric or str(protocols[key].get("metric"))
@@ -133,20 +150,23 @@ def collect(runs: Iterable[Run], problems: Iterable[str] = (), metric: str | Non
             for group, members in groups.items()
             if any(r.done and r.protocol_key == key for run in members for r in run.own)
         ]
-        tables.append(_table(key, protocols, rows, by))
+        beside = alike.get(measured.get(key, ""), ())
+        tables.append(_table(key, protocols[key], told[key], rows, beside, by))
+    for key, found in sorted(alone.items()):
+        by = metric or found[0].metric
+        tables.append(_table(key, found[0].protocol, told[key], (), found, by))
     shown = {row.group for table in tables for row in table.rows}
     return Board(
         tables=tuple(sorted(tables, key=lambda t: (t.metric, -len(t.rows), t.key))),
         waiting=tuple(r for g, members in groups.items() if g not in shown for r in members),
-        heard=max((r.heard for r in ordered), default=None),
+        heard=max([*(r.heard for r in ordered), *(o.when for o in theirs)], default=None),
         problems=tuple(sorted(problems)),
     )
 
 
-def _check(metric: str | None, runs: Sequence[Run]) -> None:
-    known = {
-        name for run in runs for r in run.records for name in r.scores if not name.endswith("_se")
-    }
+def _check(metric: str | None, runs: Sequence[Run], others: Sequence[OtherRecord]) -> None:
+    scores = [*(r.scores for run in runs for r in run.records), *(o.scores for o in others)]
+    known = {name for each in scores for name in each if not name.endswith("_se")}
     if metric is not None and known and metric not in known:
         raise UserError(
             f"--metric {metric!r} is in no record{nearest(metric, known)}; known: {', '.join(sorted(known))}"
@@ -345,16 +365,30 @@ def _indistinct(first: Row, other: Row) -> bool:
 
 
 def _table(
-    key: str, protocols: Mapping[str, Mapping[str, Any]], rows: list[Row], metric: str
+    key: str,
+    protocol: Mapping[str, Any],
+    differs: tuple[str, ...],
+    rows: Iterable[Row],
+    others: Iterable[OtherRecord],
+    metric: str,
 ) -> Table:
-    protocol = protocols[key]
-    higher = higher_is_better(metric)
-    others = protocols.values()
-    return Table(
+    table = Table(
         key=key,
         protocol=protocol,
-        differs=tuple(k for k in protocol if any(o.get(k) != protocol[k] for o in others)),
+        differs=differs,
         metric=metric,
-        higher_is_better=higher,
-        rows=ranked(rows, higher),
+        higher_is_better=higher_is_better(metric),
+        rows=(),
+    )
+    return ranked_anew(table, rows, others)
+
+
+def ranked_anew(table: Table, rows: Iterable[Row], others: Iterable[OtherRecord]) -> Table:
+    """The table of these rows and others' samples alone, which are ranked and placed among these."""
+    able = ranked(rows, table.higher_is_better)
+    scores = [(_value(row), row.error) for row in able if row.rank is not None]
+    return replace(
+        table,
+        rows=able,
+        others=placed(others, scores, table.metric, table.higher_is_better),
     )

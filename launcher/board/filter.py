@@ -10,7 +10,7 @@
 Terms are separated by blanks and must all hold. Keys are the board's columns (`images`, `fd_digits`, `gpu_hours`, ...),
 `experiment`, `state`, `run`, `seed`, `labels` (free or used), and the settings of a run (`train.batch`). Case does not
 matter. A row of several runs has the values of all of them: one that fits is enough, and none may fit for `!=` and
-`!~`. Ranks are those among the rows that are left.
+`!~`. Ranks are those among the rows that are left. Of others' samples the name is looked at, as an experiment's is.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from launcher.board.collect import Board, Row, Table, flatten, ranked, spelled
+from launcher.board.collect import Board, Row, Table, flatten, ranked_anew, spelled
 from launcher.board.columns import Column, columns
+from launcher.board.others import Other
 from launcher.board.read import Run
 from launcher.board.states import Chip, chips
 from selfguide.spec.suggest import nearest
@@ -139,7 +140,7 @@ def _plain(value: Any) -> str | float:
 
 
 def filtered(board: Board, text: str) -> Board:
-    """The board of those rows, ranked among themselves; tables without rows are left out.
+    """The board of those rows, ranked among themselves; tables of which nothing is left are left out.
 
     Raises:
         UserError: a key that no row has, or a term that is none.
@@ -154,12 +155,19 @@ def filtered(board: Board, text: str) -> Board:
         with_facts = [(row, facts(table, row, shown)) for row in table.rows]
         known |= {key for _, each in with_facts for key in each} | {column.id for column in shown}
         kept = [row for row, each in with_facts if all(term.holds(each) for term in terms)]
-        if kept:
-            rows = ranked([replace(r, rank=None, tied=False) for r in kept], table.higher_is_better)
-            tables.append(replace(table, rows=rows))
+        others = [other.record for other in table.others if _keeps(terms, other)]
+        if kept or others:
+            rows = [replace(row, rank=None, tied=False) for row in kept]
+            tables.append(ranked_anew(table, rows, others))
     _check_keys(terms, known - {WORDS})
     left = tuple(run for run, each in waiting if all(term.holds(each) for term in terms))
     return replace(board, tables=tuple(tables), waiting=left)
+
+
+def _keeps(terms: Iterable[Term], other: Other) -> bool:
+    """Whether all terms hold for others' samples, of which nothing but the name is looked at."""
+    named = {"experiment": [other.name], WORDS: [other.name]}
+    return all(term.holds(named) for term in terms)
 
 
 def _check_keys(terms: Iterable[Term], known: set[str]) -> None:

@@ -23,10 +23,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from launcher.board import detail, figures
+from launcher.board import detail, figures, others
 from launcher.board.chart import COLOURS, MOST
 from launcher.board.collect import Board, Row, Scored, Table, flatten, spelled
-from launcher.board.columns import Column, duration, number, page_columns
+from launcher.board.columns import NOTHING, Column, duration, number, page_columns
 from launcher.board.figures import Figure
 from launcher.board.read import Run
 from launcher.board.states import chips, unscored
@@ -82,6 +82,9 @@ class Renderer:
             "unscored": unscored,
             "recipe_words": recipe_words,
             "deleted_words": deleted_words,
+            "nothing": NOTHING,
+            "others_title": others.TITLE,
+            "others_note": others.NOTE,
         }
         self._kept: dict[tuple[str, str], _Kept] = {}
         self._settings: dict[str, tuple[Config | None, Mapping[str, Any], Mapping[str, str]]] = {}
@@ -95,7 +98,9 @@ class Renderer:
         style, script = self._text("style.css"), self._text("script.js")
         grids = _Grids()
         before, self._kept = self._kept, {}
-        sheets = [self._sheet(table, grids, before) for table in board.tables]
+        sheets = [self._sheet(table, grids, before) for table in board.tables if table.rows]
+        # without rows there is nothing that the script could sort or compare
+        alone = [(summary(table.protocol), table) for table in board.tables if not table.rows]
         return self._environment.get_template("page.html").render(
             style=Markup(style),
             script=Markup(script),
@@ -103,6 +108,7 @@ class Renderer:
             board=board,
             built=built,
             sheets=sheets,
+            alone=alone,
             waiting=[_Waiting.of(run, grids) for run in board.waiting],
             data=embedded(
                 {"settings": self._all_settings(board), "sheets": [s.data() for s in sheets]}

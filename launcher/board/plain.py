@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.board.collect import Board, Row, Scored, Table
+from launcher.board.others import Other
 from launcher.board.read import Run
 from launcher.board.states import chips
 
@@ -27,6 +28,7 @@ def of_board(board: Board) -> dict[str, Any]:
                 "metric": table.metric,
                 "higher_is_better": table.higher_is_better,
                 "rows": [of_row(row) for row in table.rows],
+                "others": [of_other(other) for other in table.others],
             }
             for table in board.tables
         ],
@@ -51,6 +53,23 @@ def of_row(row: Row) -> dict[str, Any]:
         "expected": row.expected and dataclasses.asdict(row.expected),
         "states": [chip.label for chip in row.chips],
         "runs": [_of_scored(scored) for scored in row.runs],
+    }
+
+
+def of_other(other: Other) -> dict[str, Any]:
+    """Others' samples and their scores."""
+    record = other.record
+    return {
+        "name": record.name,
+        "note": record.note,
+        "place": other.place,
+        "score": other.score,
+        "error": other.error or None,
+        "scores": dict(record.scores),
+        "when": record.when,
+        "host": record.host,
+        "samples": record.samples,
+        "stamp": record.stamp,
     }
 
 
@@ -104,8 +123,14 @@ def finite(value: Any) -> Any:
 
 
 def flat_rows(board: Board) -> list[dict[str, Any]]:
-    """A flat mapping for each row, all with the same keys: what a spreadsheet or a data frame takes."""
-    rows = [_flat(table, row) for table in board.tables for row in table.rows]
+    """A flat mapping for each row, all with the same keys: what a spreadsheet or a data frame takes.
+
+    Others' samples come behind the rows of their table.
+    """
+    rows = []
+    for table in board.tables:
+        rows += [_flat(table, row) for row in table.rows]
+        rows += [_flat_other(table, other) for other in table.others]
     names = dict.fromkeys(name for row in rows for name in row)
     return [{name: row.get(name) for name in names} for row in rows]
 
@@ -133,3 +158,15 @@ def _flat(table: Table, row: Row) -> dict[str, Any]:
         "states": ", ".join(chip.label for chip in row.chips),
         "runs": " ".join(scored.run.id for scored in row.runs),
     } | {f"scores.{name}": spread.mean for name, spread in sorted(row.scores.items())}
+
+
+def _flat_other(table: Table, other: Other) -> dict[str, Any]:
+    return {
+        "protocol": table.key,
+        "metric": table.metric,
+        "experiment": other.name,
+        "score": other.score,
+        "se": other.error or None,
+        "states": "others'",
+        "place": other.place,
+    } | {f"scores.{name}": value for name, value in sorted(other.scores.items())}

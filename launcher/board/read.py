@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from launcher import folder
 from launcher.board import curves
@@ -31,6 +31,7 @@ from launcher.reconcile.view import RunView, read_many
 from selfguide.spec import recipe
 from selfguide.spec.config import Config, SamplerConfig, build
 from selfguide.spec.config.evaluation import Expected
+from selfguide.spec.others import FOLDER, OtherRecord, other_files, read_other_file
 from selfguide.spec.recipe import Front
 from selfguide.spec.records import UNREADABLE, EvaluationRecord
 from selfguide.spec.retention import Deleted
@@ -154,6 +155,20 @@ def read_runs(root: Path, reader: Reader | None = None) -> tuple[tuple[Run, ...]
         return Reader(opened).read(root)
 
 
+class Everything(NamedTuple):
+    """What a board is made of: runs, one sentence for each file that could not be read, and others' scores."""
+
+    runs: tuple[Run, ...]
+    problems: tuple[str, ...]
+    others: tuple[OtherRecord, ...]
+
+
+def read_all(root: Path) -> Everything:
+    """What `read_runs` returns, and the scores of others' samples beside the runs."""
+    with cache.of_runs(root.resolve(), "board") as opened:
+        return Reader(opened).read_all(root)
+
+
 @dataclass(frozen=True)
 class _Read:
     """A run as it was read, and what others need of it."""
@@ -184,6 +199,24 @@ class Reader:
         """Every run below `root` as it is now, and one sentence for each file that could not be read."""
         with cache.uncollected():
             return self._read(root)
+
+    def read_all(self, root: Path) -> Everything:
+        """What `read` returns, and the scores of others' samples beside the runs."""
+        runs, problems = self.read(root)
+        others = []
+        try:
+            files = other_files(root)
+        except OSError as error:
+            files, problems = [], (*problems, problem(root / FOLDER, error))
+        for path in files:
+            try:
+                others.append(self._cache.get(str(path), read_other_file))
+            except FileNotFoundError:
+                # somebody has removed it since
+                continue
+            except UNREADABLE as error:
+                problems = (*problems, problem(path, error))
+        return Everything(runs, problems, tuple(others))
 
     def _read(self, root: Path) -> tuple[tuple[Run, ...], tuple[str, ...]]:
         there = folder.runs(root)

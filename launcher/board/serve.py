@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.board import detail, plain
 from launcher.board.collect import Board, collect
 from launcher.board.page import Renderer, encoded
-from launcher.board.read import Reader, Run
+from launcher.board.read import Everything, Reader, Run
 from launcher.board.views import chosen
 from shards.errors import UserError
 
@@ -60,8 +60,7 @@ STRICT = "default-src 'none'; frame-ancestors 'none'"
 class Seen:
     """The runs as they were read at one moment, and what was made of them."""
 
-    runs: tuple[Run, ...]
-    problems: tuple[str, ...]
+    read: Everything
     board: Board
     page: bytes
     # of the page
@@ -90,14 +89,14 @@ class Live:
             return self._seen
 
     def _refreshed(self, before: Seen | None) -> Seen:
-        runs, problems = self._reader.read(self._root)
-        if before is not None and (runs, problems) == (before.runs, before.problems):
+        read = self._reader.read_all(self._root)
+        if before is not None and read == before.read:
             return before
-        board = collect(runs, problems, metric=self._metric)
+        board = collect(*read, metric=self._metric)
         now = time.time()
         page = encoded(self._renderer.render(board, built=now))
         tag = hashlib.sha256(page).hexdigest()[:32]
-        return Seen(runs=runs, problems=problems, board=board, page=page, tag=f'"{tag}"', since=now)
+        return Seen(read=read, board=board, page=page, tag=f'"{tag}"', since=now)
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -313,7 +312,7 @@ class _Answers:
         asked, seen = request.query_params, self._live.seen()
         board = seen.board
         if asked.get("metric"):
-            board = collect(seen.runs, seen.problems, metric=asked["metric"])
+            board = collect(*seen.read, metric=asked["metric"])
         shown = chosen(
             board,
             protocol=asked.get("protocol") or None,
@@ -352,7 +351,7 @@ class _Answers:
         from starlette.exceptions import HTTPException
 
         wanted = (request.path_params["experiment"], request.path_params["run"])
-        for run in self._live.seen().runs:
+        for run in self._live.seen().read.runs:
             if (run.experiment, run.id) == wanted:
                 return run
         raise HTTPException(404)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import rich.box
@@ -9,8 +10,9 @@ import rich.table
 from rich.console import JustifyMethod
 from rich.text import Text
 
+from launcher.board import others
 from launcher.board.collect import Board, Table
-from launcher.board.columns import columns
+from launcher.board.columns import NOTHING, columns, number
 from launcher.board.page import summary
 from launcher.board.states import chips
 from shards import cli
@@ -38,7 +40,12 @@ def show(board: Board, runs: Path, text: str = "") -> None:
     if not console.is_terminal:
         console.width = PIPE_WIDTH
     for table in board.tables:
-        console.print(_terminal(table, console.width))
+        if table.rows:
+            console.print(_terminal(table, console.width))
+        else:
+            console.print(Text(_title(table)))
+        for line in _of_others(table):
+            console.print(Text(line), soft_wrap=True)
     for run in board.waiting:
         states = ", ".join(f"{chip.label} ({chip.detail})" for chip in chips(run))
         console.print(Text(f"no score yet: {run.root}: {states}"), soft_wrap=True)
@@ -53,6 +60,23 @@ def show(board: Board, runs: Path, text: str = "") -> None:
         console.print(Text(none), soft_wrap=True)
 
 
+def _title(table: Table) -> str:
+    return f"{summary(table.protocol)} (protocol {table.key})"
+
+
+def _of_others(table: Table) -> Iterator[str]:
+    """Lines below a table for others' samples that were measured alike; none where there are none."""
+    if not table.others:
+        return
+    yield f"{others.TITLE} (a place and no rank, for how they were drawn is not known):"
+    for other in table.others:
+        place = NOTHING if other.place is None else other.place
+        error = f" ± {number(other.error)}" if other.error else ""
+        note = f" ({other.record.note})" if other.record.note else ""
+        yield f"  {other.name}: place {place}, {table.metric} {number(other.score)}{error}{note}"
+    yield ""
+
+
 def _terminal(table: Table, width: int) -> rich.table.Table:
     """The table in at most `width` characters: what matters least goes first, and a line says so."""
     heads, body = _texts(table)
@@ -64,7 +88,7 @@ def _terminal(table: Table, width: int) -> rich.table.Table:
             del needed[name]
             missing.append(heads[name])
     drawn = rich.table.Table(
-        title=Text(f"{summary(table.protocol)} (protocol {table.key})"),
+        title=Text(_title(table)),
         title_justify="left",
         caption=Text(f"a wider terminal also shows: {', '.join(missing)}") if missing else None,
         caption_justify="left",

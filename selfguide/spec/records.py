@@ -103,13 +103,7 @@ class Protocol:
         features, adaptive = FEATURES[evaluation.protocol], sampler.name == "dopri5"
         data, header = snapshot["data"], snapshot["data"].get("header", {})
         return Protocol(
-            metric=evaluation.protocol,
-            version=features.version,
-            feature_sha256=(evaluation.sha256 or features.sha256).lower(),
-            resize=features.resize,
-            quantisation=features.quantisation,
-            reference=_reference(evaluation, data) if features.of_images else data["manifest"],
-            samples=evaluation.samples,
+            **measuring(evaluation, data["manifest"]),
             labels=label_policy(snapshot["guidance"], evaluation.prior),
             seed=evaluation.seed,
             sampler=sampler.name,
@@ -121,15 +115,8 @@ class Protocol:
             ema=averages_of(config)[evaluation.average].plain,
             dtype=features.dtype,
             settings=protocol_settings(sampler) | read_by_sampling(config.path),
-            normalisation=features.normalisation or None,
-            net=evaluation.net,
             decoder_sha256=header.get("encoder_sha256") if features.of_images else None,
-            reference_sha256=evaluation.reference_sha256 if features.of_images else None,
-            reference_count=evaluation.reference_count,
-            reference_seed=evaluation.reference_seed,
-            crop=crop_rule(evaluation),
             sets=evaluation.sets if evaluation.sets > 1 else None,
-            extras=(extras(evaluation) or None) if features.of_images else None,
         )
 
     def plain(self) -> dict[str, Any]:
@@ -147,6 +134,32 @@ class Protocol:
     def key(self) -> str:
         """What a column of scores is headed by; no settings leave no trace, so plain samplers keep their column."""
         return _key_of(self.plain())
+
+
+def measuring(evaluation: EvaluationConfig, manifest: str) -> dict[str, Any]:
+    """What a protocol says of how samples are measured, whoever drew them; the rest says how they are drawn.
+
+    Args:
+        manifest: hash of the shards that samples are compared with where `evaluation` names no others.
+    """
+    features = FEATURES[evaluation.protocol]
+    of_images = features.of_images
+    return {
+        "metric": evaluation.protocol,
+        "version": features.version,
+        "feature_sha256": (evaluation.sha256 or features.sha256).lower(),
+        "resize": features.resize,
+        "quantisation": features.quantisation,
+        "normalisation": features.normalisation or None,
+        "net": evaluation.net,
+        "reference": _reference(evaluation, manifest) if of_images else manifest,
+        "reference_sha256": evaluation.reference_sha256 if of_images else None,
+        "reference_count": evaluation.reference_count,
+        "reference_seed": evaluation.reference_seed,
+        "crop": crop_rule(evaluation),
+        "samples": evaluation.samples,
+        "extras": (extras(evaluation) or None) if of_images else None,
+    }
 
 
 def _key_of(protocol: Mapping[str, Any]) -> str:
@@ -202,11 +215,11 @@ def layer_name(config: Config, given: str) -> str:
     return architecture(config).layer_of(given, "evaluation.layers").name
 
 
-def _reference(evaluation: EvaluationConfig, data: Mapping[str, Any]) -> str:
+def _reference(evaluation: EvaluationConfig, manifest: str) -> str:
     """What samples are compared with: a file by its name, beside its sha256; shards by their manifest."""
     if evaluation.reference:
         return f"{_FILE}{Path(evaluation.reference).name}"
-    return evaluation.manifest or data["manifest"]
+    return evaluation.manifest or manifest
 
 
 def crop_rule(evaluation: EvaluationConfig) -> str | None:
