@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def test_a_run_that_went_past_a_snapshot_of_the_study_is_refused_before_anything
     fine = Study(runs, tmp_path / "out", own, snapshots=2)
     (trained,) = coarse.train({UNCONDITIONAL: [0]})[UNCONDITIONAL]
     (trained.final / storage.MANIFEST).unlink()
+    shutil.rmtree(trained.run.checkpoints)
 
     def save(images: int) -> None:
         saved = trained.run.checkpoint(images)
