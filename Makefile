@@ -58,7 +58,7 @@ test: install-dev lint ## all but test-slow, with a real Slurm, a real S3 store 
 test-faults: install-dev ## long tables of faults, each cell a run of its own
 	@python -m pytest -m faults $(PARALLEL) $(SERIAL) || test $$? -eq 5
 
-test-slow: install-dev ## engines that compile, which takes a C++ compiler minutes, and whole benchmarks
+test-slow: install-dev ## engines that compile, which takes a C++ compiler minutes, whole benchmarks, and further variants of long runs
 	@python -m pytest -m slow $(PARALLEL)
 
 test-s3-rgw: install-dev ## the tests of S3 against a second store, Ceph's gateway from Debian's packages

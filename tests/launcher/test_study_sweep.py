@@ -60,6 +60,7 @@ def test_a_finished_run_with_other_snapshots_is_refused_before_anything_is_train
     assert set(coarse.known([UNCONDITIONAL], [0])) == {UNCONDITIONAL}
 
 
+@pytest.mark.slow
 def test_a_run_that_went_past_a_snapshot_of_the_study_is_refused_before_anything_is_trained(
     settings: list[str], runs: Path, payload: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -88,6 +89,7 @@ def test_a_run_that_went_past_a_snapshot_of_the_study_is_refused_before_anything
     assert [each.root for each in sweep_folder.sweeps(runs)] == before
 
 
+@pytest.mark.slow
 def test_groups_that_were_not_made_to_their_end_leave_their_arm_out(
     settings: list[str], runs: Path, payload: Callable[..., None], tmp_path: Path
 ) -> None:

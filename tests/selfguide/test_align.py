@@ -194,7 +194,10 @@ def test_flops_count_what_the_teacher_reads_as_well() -> None:
     assert more == found[0] + 3 * found[1] > 0
 
 
-@pytest.mark.parametrize(("backend", "dtype"), [("torch", "bf16"), ("deepspeed", "fp32")])
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [pytest.param("torch", "bf16", marks=pytest.mark.slow), ("deepspeed", "fp32")],
+)
 def test_a_resumed_run_on_two_ranks_ends_with_the_same_bits(
     ranks: Any, digits: Path, tmp_path: Path, backend: str, dtype: str
 ) -> None:

@@ -384,7 +384,10 @@ def test_a_moved_view_of_latents_is_refused(digits: Path) -> None:
     check_fit(replace(cfg, contrastive=replace(cfg.contrastive, view="same")), [latents])
 
 
-@pytest.mark.parametrize(("backend", "dtype"), [("torch", "bf16"), ("deepspeed", "fp32")])
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [pytest.param("torch", "bf16", marks=pytest.mark.slow), ("deepspeed", "fp32")],
+)
 def test_a_resumed_run_on_two_ranks_ends_with_the_same_bits(
     ranks: Any, digits: Path, tmp_path: Path, backend: str, dtype: str
 ) -> None:

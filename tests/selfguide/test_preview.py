@@ -158,6 +158,7 @@ def test_previews_are_no_part_of_a_run() -> None:
     assert identity(compose(words), None) == identity(compose([*words, "train.preview=16"]), None)
 
 
+@pytest.mark.slow
 def test_runs_on_ranks_of_zero_3_show_pictures_and_learn_the_same(
     ranks: Any, digits: Path, tmp_path: Path
 ) -> None:

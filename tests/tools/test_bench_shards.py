@@ -155,6 +155,7 @@ def test_blocks_from_a_real_store(
     assert all(f.ours > 0 and f.other > 0 and f.unit == "MB/s" for f in figures)
 
 
+@pytest.mark.slow
 def test_pictures_are_written_and_read_alike_by_both(tmp_path: Path) -> None:
     (made,) = shards_pictures.making(tmp_path, 30, 2, 0.0)
     assert made.reached and made.ours > 0 and "30 PNGs" in made.name
