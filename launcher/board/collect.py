@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from launcher.board.others import Other, by_measuring, placed, told_apart
+from launcher.board.others import Other, by_measuring, differing_fields, placed
 from launcher.board.read import Run
 from launcher.board.states import Chip, badge, chips, of_row
 from launcher.reconcile import cache
@@ -141,7 +141,7 @@ def collect(
     measured = {key: measuring_key(protocols[key]) for key in protocols} if alike else {}
     # of others' alone, by what stands for how they were measured
     alone = {key: found for key, found in alike.items() if key not in measured.values()}
-    told = told_apart(protocols, {key: found[0].protocol for key, found in alone.items()})
+    differs = differing_fields(protocols, {key: found[0].protocol for key, found in alone.items()})
     tables = []
     for key in sorted(protocols):
         by = metric or str(protocols[key].get("metric"))
@@ -151,10 +151,10 @@ def collect(
             if any(r.done and r.protocol_key == key for run in members for r in run.own)
         ]
         beside = alike.get(measured.get(key, ""), ())
-        tables.append(_table(key, protocols[key], told[key], rows, beside, by))
+        tables.append(_table(key, protocols[key], differs[key], rows, beside, by))
     for key, found in sorted(alone.items()):
         by = metric or found[0].metric
-        tables.append(_table(key, found[0].protocol, told[key], (), found, by))
+        tables.append(_table(key, found[0].protocol, differs[key], (), found, by))
     shown = {row.group for table in tables for row in table.rows}
     return Board(
         tables=tuple(sorted(tables, key=lambda t: (t.metric, -len(t.rows), t.key))),

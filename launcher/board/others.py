@@ -49,7 +49,7 @@ def by_measuring(records: Iterable[OtherRecord]) -> dict[str, list[OtherRecord]]
     return dict(found)
 
 
-def told_apart(
+def differing_fields(
     protocols: Mapping[str, Mapping[str, Any]], alone: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, tuple[str, ...]]:
     """Of each table's protocol the fields in which another has another value.
