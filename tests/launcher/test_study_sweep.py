@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
-import payloads
 import pytest
 
 from launcher import sweep_folder
@@ -21,10 +19,15 @@ from tools.study.work import Study
 LISTED = [("guidance=none", "seed=0"), ("guidance=labels", "seed=1")]
 
 
+def own_of(settings: list[str]) -> tuple[str, ...]:
+    """What a user adds to a study's settings, without those that the study gives itself."""
+    ours = ("runs=", "experiment=", "train.snapshot_every=")
+    return tuple(word for word in settings if not word.startswith(ours))
+
+
 def test_runs_that_no_product_makes_are_one_sweep_and_are_not_trained_again(
-    settings: list[str], runs: Path, payload: Callable[..., None]
+    settings: list[str], runs: Path
 ) -> None:
-    payload(train=payloads.publish_all)
     said = io.StringIO()
     found = train(LISTED, settings, said)
     assert [(each.config.guidance.source, each.config.seed) for each in found] == [
@@ -42,12 +45,10 @@ def test_runs_that_no_product_makes_are_one_sweep_and_are_not_trained_again(
 
 
 def test_a_finished_run_with_other_snapshots_is_refused_before_anything_is_trained(
-    settings: list[str], runs: Path, payload: Callable[..., None], tmp_path: Path
+    settings: list[str], runs: Path, tmp_path: Path
 ) -> None:
     """Such a run would be guided by fewer weak models than the others, and searched over other candidates."""
-    payload(train=payloads.publish_all)
-    ours = ("runs=", "experiment=", "train.snapshot_every=")
-    own = tuple(word for word in settings if not word.startswith(ours))
+    own = own_of(settings)
     coarse = Study(runs, tmp_path / "out", own, snapshots=1)
     fine = Study(runs, tmp_path / "out", own, snapshots=2)
     assert set(coarse.train({UNCONDITIONAL: [0]})) == {UNCONDITIONAL}
@@ -62,12 +63,10 @@ def test_a_finished_run_with_other_snapshots_is_refused_before_anything_is_train
 
 @pytest.mark.slow
 def test_a_run_that_went_past_a_snapshot_of_the_study_is_refused_before_anything_is_trained(
-    settings: list[str], runs: Path, payload: Callable[..., None], tmp_path: Path
+    settings: list[str], runs: Path, tmp_path: Path
 ) -> None:
     """It goes on from its newest checkpoint, and so never publishes that snapshot; what is due there it does."""
-    payload(train=payloads.publish_all)
-    ours = ("runs=", "experiment=", "train.snapshot_every=")
-    own = tuple(word for word in settings if not word.startswith(ours))
+    own = own_of(settings)
     coarse = Study(runs, tmp_path / "out", own, snapshots=1)
     fine = Study(runs, tmp_path / "out", own, snapshots=2)
     (trained,) = coarse.train({UNCONDITIONAL: [0]})[UNCONDITIONAL]
@@ -91,11 +90,9 @@ def test_a_run_that_went_past_a_snapshot_of_the_study_is_refused_before_anything
 
 @pytest.mark.slow
 def test_groups_that_were_not_made_to_their_end_leave_their_arm_out(
-    settings: list[str], runs: Path, payload: Callable[..., None], tmp_path: Path
+    settings: list[str], runs: Path, tmp_path: Path
 ) -> None:
-    payload(train=payloads.publish_all)
-    ours = ("runs=", "experiment=", "train.snapshot_every=")
-    own = tuple(word for word in settings if not word.startswith(ours))
+    own = own_of(settings)
     study = Study(runs, tmp_path / "out", own, snapshots=1)
     study.train({UNCONDITIONAL: [0]})
     (study.notes / KMEANS.name).mkdir(parents=True)
@@ -105,8 +102,7 @@ def test_groups_that_were_not_made_to_their_end_leave_their_arm_out(
 def test_snapshots_that_would_not_be_kept_are_refused_before_anything_is_trained(
     settings: list[str], runs: Path, tmp_path: Path
 ) -> None:
-    ours = ("runs=", "experiment=", "train.snapshot_every=")
-    own = [word for word in settings if not word.startswith(ours)]
+    own = own_of(settings)
     study = Study(runs, tmp_path / "out", (*own, "train.keep_snapshots=1"), snapshots=2)
     with pytest.raises(UserError, match=r"take train\.keep_snapshots=2 or more"):
         study.train({UNCONDITIONAL: [0]})
