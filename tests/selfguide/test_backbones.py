@@ -1,4 +1,4 @@
-"""Every backbone by name, at its real width and two layers deep: forward, backward, every condition, both dtypes."""
+"""Every backbone by name, two layers deep: forward and backward at its real width, every condition, both dtypes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ NO_BF16 = ("AVX2", "NO AVX", "DEFAULT")
 
 
 def shallow(name: str) -> dict[str, Any]:
-    """Overrides that leave the width and make the net two layers deep, with every condition its family takes."""
+    """Overrides that make the net two layers deep, and a UNet narrow, with every condition its family takes."""
     net = TABLE[name]
     inputs: dict[str, Any] = {"classes": GROUPS, "spatial": SPATIAL}
     if hasattr(net, "patch"):  # a transformer; a few tokens are enough
         few = {"size": 4 * net.patch, "depth": 2}
         return inputs | few | {"dense": net.width, "dense_patch": net.width}
-    return inputs | {"size": 16, "blocks": 1, "dense": 24}
+    return inputs | {"size": 16, "blocks": 1, "dense": 24, "base": min(net.base, BASE)}
 
 
 def condition_of(net: Architecture, what: tuple[str, ...], batch: int) -> Condition:
