@@ -155,7 +155,7 @@ def filtered(board: Board, text: str) -> Board:
         with_facts = [(row, facts(table, row, shown)) for row in table.rows]
         known |= {key for _, each in with_facts for key in each} | {column.id for column in shown}
         kept = [row for row, each in with_facts if all(term.holds(each) for term in terms)]
-        others = [other.record for other in table.others if _keeps(terms, other)]
+        others = [other.record for other in table.others if keeps(terms, other)]
         if kept or others:
             rows = [replace(row, rank=None, tied=False) for row in kept]
             tables.append(ranked_anew(table, rows, others))
@@ -164,7 +164,7 @@ def filtered(board: Board, text: str) -> Board:
     return replace(board, tables=tuple(tables), waiting=left)
 
 
-def _keeps(terms: Iterable[Term], other: Other) -> bool:
+def keeps(terms: Iterable[Term], other: Other) -> bool:
     """Whether all terms hold for others' samples, of which nothing but the name is looked at."""
     named = {"experiment": [other.name], WORDS: [other.name]}
     return all(term.holds(named) for term in terms)

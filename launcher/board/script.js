@@ -65,6 +65,16 @@ function sheetOf(section) {
   return { ...told, section, table, rows, heads: all("thead th[data-id]", table), k: section.dataset.k ?? "", order: "", widths: "" };
 }
 
+// Of others' samples a filter looks at the name alone.
+function othersOf(place) {
+  const rows = Array.from(place.querySelector("table").tBodies[0].rows, (body) => {
+    const name = body.cells[0].textContent.toLowerCase();
+    const texts = Object.assign(Object.create(null), { experiment: name });
+    return { body, words: name, texts, values: Object.create(null), numbers: { facts: {} }, settings: new Map() };
+  });
+  return { place, rows };
+}
+
 // ---- numbers -------------------------------------------------------------------------------------------
 
 // about three significant figures, as Python's columns write them
@@ -174,7 +184,8 @@ function term(text) {
     // a number as it is, as in every command, not as its cell is written
     if (value !== null) told = row.cells[key].dataset.sort;
     if (told === undefined) {
-      told = String(row.settings?.get(key) ?? (row.settings = settingsOf(row.group)).get(key) ?? "").toLowerCase();
+      row.settings ??= settingsOf(row.group);
+      told = String(row.settings.get(key) ?? "").toLowerCase();
       value = quantity(told);
     }
     const known = Object.hasOwn(row.numbers.facts, key) ? row.numbers.facts[key] : null;
@@ -201,6 +212,10 @@ function filter(state, shownSheets) {
       left += row.shown;
       of += 1;
     }
+  }
+  for (const { place, rows } of others) {
+    for (const row of rows) row.body.hidden = !wanted.every((holds) => holds(row));
+    place.hidden = rows.every((row) => row.body.hidden);
   }
   by("count").textContent = wanted.length ? `${left} of ${of} rows` : "";
 }
@@ -382,6 +397,7 @@ function showComparison(state, shownSheets) {
 // ---- the page as the address says ----------------------------------------------------------------------
 
 const sheets = all("section.sheet").map(sheetOf);
+const others = all("section.sheet .samples-of-others, section.alone").map(othersOf);
 
 function setText(input, text) {
   if (input.value !== text) input.value = text;

@@ -12,6 +12,7 @@ from PIL import Image
 
 from selfguide.spec import recipe
 from selfguide.spec.identity import digest
+from selfguide.spec.others import OtherRecord, measured
 from selfguide.spec.records import Protocol, grid_path, record_path, records
 from selfguide.spec.run import RunFolder, image_folder, write_record
 from shards import storage
@@ -177,3 +178,24 @@ def swept_run(root: Path, experiment: str, seed: int, fd: float) -> RunFolder:
         add_record(run, 256_000, scores, protocol=under, nfe=steps, sweep="5weep000")
     recipe.keep(run, records(run))
     return run
+
+
+def add_other(
+    runs: Path,
+    name: str,
+    score: float | None,
+    *,
+    se: float | None = None,
+    protocol: dict[str, Any] | None = None,
+    scores: dict[str, float] | None = None,
+    **more: Any,
+) -> Path:
+    """Somebody's samples, scored as those of `fakes` are; `protocol` changes fields."""
+    found = {"fd_digits": score, "fd_digits_se": se, **(scores or {})}
+    record = OtherRecord(
+        name=name,
+        protocol=measured(asdict(PROTOCOL) | (protocol or {})),
+        scores={key: value for key, value in found.items() if value is not None},
+        **({"when": CLOCK, "host": "node2", "samples": "theirs.npz", "stamp": "5a"} | more),
+    )
+    return record.publish(runs)

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,33 +22,12 @@ from launcher.board.others import Other
 from launcher.board.plain import flat_rows, of_board
 from launcher.board.read import Reader, read_all
 from launcher.board.views import chosen
-from selfguide.spec.others import FOLDER, OtherRecord, measured
+from selfguide.spec.others import FOLDER
 from selfguide.spec.records import LARGEST
 from shards.errors import UserError
 from tests.board import fakes
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'`&lt;</script></table>"
-
-
-def add_other(
-    runs: Path,
-    name: str,
-    score: float | None,
-    *,
-    se: float | None = None,
-    protocol: dict[str, Any] | None = None,
-    scores: dict[str, float] | None = None,
-    **more: Any,
-) -> Path:
-    """Somebody's samples, scored as those of `fakes` are; `protocol` changes fields."""
-    found = {"fd_digits": score, "fd_digits_se": se, **(scores or {})}
-    record = OtherRecord(
-        name=name,
-        protocol=measured(asdict(fakes.PROTOCOL) | (protocol or {})),
-        scores={key: value for key, value in found.items() if value is not None},
-        **({"when": fakes.CLOCK, "host": "node2", "samples": "theirs.npz", "stamp": "5a"} | more),
-    )
-    return record.publish(runs)
 
 
 def board_of(runs: Path, **how: Any) -> Board:
@@ -76,7 +54,7 @@ def runs(tmp_path: Path) -> Path:
 def test_others_measured_alike_have_places_and_leave_ranks(runs: Path) -> None:
     before = only_table(runs).rows
     for name, score in (("last", 9.0), ("first", 3.0), ("between", 6.0)):
-        add_other(runs, name, score, se=0.1)
+        fakes.add_other(runs, name, score, se=0.1)
     table = only_table(runs)
     assert table.rows == before
     assert places(table.others) == [("first", 1), ("between", 2), ("last", 3)]
@@ -90,7 +68,7 @@ def test_place_within_the_error_of_the_difference_is_that_of_a_tie(
 ) -> None:
     assert 0.13 < math.hypot(0.1, 0.1) < 0.15
     fakes.finished_run(tmp_path, "digits_dit", 0, 7.0)
-    add_other(tmp_path, "theirs", 7.0 + gap, se=0.1)
+    fakes.add_other(tmp_path, "theirs", 7.0 + gap, se=0.1)
     assert places(only_table(tmp_path).others) == [("theirs", place)]
 
 
@@ -98,8 +76,8 @@ def test_place_by_a_score_of_which_more_is_better_counts_rows_with_more(tmp_path
     run = fakes.make_run(tmp_path)
     fakes.add_record(run, 256_000, {"fd_digits": 7.0, "confident": 0.9})
     for name, confident in (("more", 0.95), ("less", 0.5)):
-        add_other(tmp_path, name, 7.0, scores={"confident": confident})
-    add_other(tmp_path, "unknown", 1.0)
+        fakes.add_other(tmp_path, name, 7.0, scores={"confident": confident})
+    fakes.add_other(tmp_path, "unknown", 1.0)
     table = only_table(tmp_path, metric="confident")
     assert places(table.others) == [("more", 1), ("less", 2), ("unknown", None)]
 
@@ -108,7 +86,7 @@ def test_place_among_rows_without_a_rank_does_not_count_them(tmp_path: Path) -> 
     run = fakes.make_run(tmp_path)
     nets = [{"net": "fd_digits", "sha256": fakes.PROTOCOL.feature_sha256, "use": "selected"}]
     fakes.add_record(run, 256_000, {"fd_digits": 1.0}, nets=nets)
-    add_other(tmp_path, "theirs", 7.0)
+    fakes.add_other(tmp_path, "theirs", 7.0)
     table = only_table(tmp_path)
     assert [row.rank for row in table.rows] == [None]
     assert places(table.others) == [("theirs", None)]
@@ -117,7 +95,7 @@ def test_place_among_rows_without_a_rank_does_not_count_them(tmp_path: Path) -> 
 def test_others_stand_in_every_table_that_differs_in_drawing_alone(runs: Path) -> None:
     run = fakes.make_run(runs, "digits_uncond")
     fakes.add_record(run, 256_000, {"fd_digits": 4.0}, protocol={"g": 1.5, "steps": 10, "seed": 7})
-    add_other(runs, "theirs", 6.0)
+    fakes.add_other(runs, "theirs", 6.0)
     tables = board_of(runs).tables
     assert [(len(t.rows), places(t.others)) for t in tables] == [
         (2, [("theirs", 2)]), (1, [("theirs", 2)]),
@@ -125,9 +103,9 @@ def test_others_stand_in_every_table_that_differs_in_drawing_alone(runs: Path) -
 
 
 def test_others_measured_like_no_run_have_a_table_of_their_own(runs: Path) -> None:
-    add_other(runs, "theirs", 6.0, protocol={"samples": 10_000})
-    add_other(runs, "alike", 5.0, protocol={"samples": 10_000})
-    add_other(runs, "elsewhere", 1.0, protocol={"samples": 10_000, "reference": "b0" * 6})
+    fakes.add_other(runs, "theirs", 6.0, protocol={"samples": 10_000})
+    fakes.add_other(runs, "alike", 5.0, protocol={"samples": 10_000})
+    fakes.add_other(runs, "elsewhere", 1.0, protocol={"samples": 10_000, "reference": "b0" * 6})
     of_runs, *own = board_of(runs).tables
     assert len(of_runs.rows) == 2 and of_runs.others == ()
     assert of_runs.differs == ("reference", "samples")
@@ -141,7 +119,7 @@ def test_others_measured_like_no_run_have_a_table_of_their_own(runs: Path) -> No
 
 
 def test_others_without_any_run_make_a_board(tmp_path: Path) -> None:
-    add_other(tmp_path, "theirs", 6.0)
+    fakes.add_other(tmp_path, "theirs", 6.0)
     board = board_of(tmp_path)
     assert [places(t.others) for t in board.tables] == [[("theirs", None)]]
     assert board.heard == fakes.CLOCK and board.waiting == ()
@@ -150,14 +128,14 @@ def test_others_without_any_run_make_a_board(tmp_path: Path) -> None:
 
 def test_others_in_any_order_of_files_give_the_same_board(runs: Path) -> None:
     for name in ("b", "a", "c"):
-        add_other(runs, name, 6.0)
+        fakes.add_other(runs, name, 6.0)
     read = read_all(runs)
     backwards = read._replace(others=read.others[::-1])
     assert collect(*backwards) == collect(*read)
 
 
 def test_metric_that_others_alone_have_is_known(runs: Path) -> None:
-    add_other(runs, "theirs", 6.0, scores={"kid": 0.1})
+    fakes.add_other(runs, "theirs", 6.0, scores={"kid": 0.1})
     assert places(only_table(runs, metric="kid").others) == [("theirs", None)]
     with pytest.raises(UserError, match="kid"):
         board_of(runs, metric="kidd")
@@ -167,8 +145,8 @@ def test_metric_that_others_alone_have_is_known(runs: Path) -> None:
 def test_damaged_file_of_others_is_named_and_hides_nothing(
     runs: Path, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = add_other(runs, "damaged", 6.0)
-    add_other(runs, "whole", 6.5)
+    path = fakes.add_other(runs, "damaged", 6.0)
+    fakes.add_other(runs, "whole", 6.5)
     values = json.loads(path.read_text()) | {"scores": {"fd_digits": math.nan}}
     path.write_text(json.dumps(values) if text == "changed" else text)
     (runs / FOLDER / "folder.json").mkdir()
@@ -184,7 +162,7 @@ def test_damaged_file_of_others_is_named_and_hides_nothing(
 
 @pytest.mark.parametrize("score", [0.0, -LARGEST, LARGEST, 5e-324])
 def test_scores_of_others_of_any_size_are_shown(runs: Path, score: float) -> None:
-    add_other(runs, "theirs", score, se=abs(score))
+    fakes.add_other(runs, "theirs", score, se=abs(score))
     assert command.main(["--runs", str(runs)]) == 0
 
 
@@ -196,7 +174,7 @@ def test_reader_that_reads_again_opens_only_files_of_others_that_changed(
 ) -> None:
     import os
 
-    paths = [add_other(runs, name, 6.0) for name in ("a", "b")]
+    paths = [fakes.add_other(runs, name, 6.0) for name in ("a", "b")]
     for path in paths:
         os.utime(path, (1.75e9, 1.75e9))
     opened: list[str] = []
@@ -209,7 +187,7 @@ def test_reader_that_reads_again_opens_only_files_of_others_that_changed(
     assert sorted(opened) == sorted(map(str, paths))
     opened.clear()
     assert reader.read_all(runs) == first and opened == []
-    add_other(runs, "b", 5.0)
+    fakes.add_other(runs, "b", 5.0)
     again = reader.read_all(runs)
     assert sorted(o.scores["fd_digits"] for o in again.others) == [5.0, 6.0]
     assert opened == [str(paths[1])]
@@ -221,7 +199,7 @@ def test_server_shows_others_that_came_since(runs: Path) -> None:
     live = serve.Live(runs, None, every_s=0.0)
     before = live.seen()
     assert live.seen() is before
-    add_other(runs, "theirs", 6.0)
+    fakes.add_other(runs, "theirs", 6.0)
     after = live.seen()
     assert after.tag != before.tag and b"theirs" in after.page and b"theirs" not in before.page
     (table,) = of_board(after.board)["tables"]
@@ -255,10 +233,10 @@ def rendered(runs: Path) -> Elements:
 def test_page_with_hostile_names_of_others_keeps_them_text(
     runs: Path, protocol: dict[str, Any] | None
 ) -> None:
-    add_other(runs, "plain", 6.0, se=0.1, protocol=protocol, note="plain")
+    fakes.add_other(runs, "plain", 6.0, se=0.1, protocol=protocol, note="plain")
     before = rendered(runs)
     given = {"note": HOSTILE, "host": HOSTILE, "samples": HOSTILE, "stamp": HOSTILE}
-    add_other(runs, HOSTILE, 6.0, se=0.1, protocol=protocol, **given)
+    fakes.add_other(runs, HOSTILE, 6.0, se=0.1, protocol=protocol, **given)
     after = rendered(runs)
     assert {tag for tag, _ in after.tags} == {tag for tag, _ in before.tags}
     assert after.text.count(HOSTILE) >= 4
@@ -266,7 +244,7 @@ def test_page_with_hostile_names_of_others_keeps_them_text(
 
 
 def test_page_says_place_score_note_and_file_of_others_in_a_table_with_headings(runs: Path) -> None:
-    add_other(runs, "ADM-G", 6.0, se=0.1, note="guidance 1.5", samples="adm_g.npz")
+    fakes.add_other(runs, "ADM-G", 6.0, se=0.1, note="guidance 1.5", samples="adm_g.npz")
     found = rendered(runs)
     (table,) = (i for i, (tag, a) in enumerate(found.tags) if a.get("class") == "others")
     inside = found.tags[table : table + 20]
@@ -279,7 +257,7 @@ def test_page_says_place_score_note_and_file_of_others_in_a_table_with_headings(
 def test_page_of_others_alone_says_how_they_were_measured_and_needs_no_script(
     tmp_path: Path,
 ) -> None:
-    add_other(tmp_path, "theirs", 6.0)
+    fakes.add_other(tmp_path, "theirs", 6.0)
     found = rendered(tmp_path)
     assert "fd_digits v1 · 5,000 samples" in found.text and "No runs yet" not in found.text
     assert not any(a.get("class") == "sheet" for _, a in found.tags)
@@ -288,8 +266,8 @@ def test_page_of_others_alone_says_how_they_were_measured_and_needs_no_script(
 def test_terminal_has_lines_of_others_below_their_table(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    add_other(runs, "ADM-G", 6.0, se=0.1, note="[bold]guidance 1.5[/bold]")
-    add_other(runs, "alone", 3.0, protocol={"samples": 10_000})
+    fakes.add_other(runs, "ADM-G", 6.0, se=0.1, note="[bold]guidance 1.5[/bold]")
+    fakes.add_other(runs, "alone", 3.0, protocol={"samples": 10_000})
     assert command.main(["ls", "--runs", str(runs)]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     (theirs,) = (line for line in lines if line.startswith("ADM-G"))
@@ -300,7 +278,7 @@ def test_terminal_has_lines_of_others_below_their_table(
 
 
 def test_json_of_a_table_holds_its_others(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    add_other(runs, "ADM-G", 6.0, note="guided")
+    fakes.add_other(runs, "ADM-G", 6.0, note="guided")
     assert command.main(["ls", "--runs", str(runs), "--json"]) == 0
     (table,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["tables"]
     assert len(table["rows"]) == 2
@@ -316,7 +294,7 @@ def test_json_of_a_table_holds_its_others(runs: Path, capsys: pytest.CaptureFixt
 def test_export_holds_others_behind_the_rows_of_their_table(
     runs: Path, tmp_path: Path, name: str
 ) -> None:
-    add_other(runs, name, 6.0, se=0.1)
+    fakes.add_other(runs, name, 6.0, se=0.1)
     rows = flat_rows(board_of(runs))
     assert [row["experiment"] for row in rows] == ["digits_class", "digits_dit", name]
     last = rows[-1]
@@ -346,15 +324,15 @@ def test_export_holds_others_behind_the_rows_of_their_table(
 def test_filter_looks_at_names_of_others_and_places_them_among_the_rows_left(
     runs: Path, text: str, rows: list[str], others: list[tuple[str, int | None]]
 ) -> None:
-    add_other(runs, "ADM-G", 6.0, note="dit")
-    add_other(runs, "DiT", 6.5)
+    fakes.add_other(runs, "ADM-G", 6.0, note="dit")
+    fakes.add_other(runs, "DiT", 6.5)
     tables = chosen(board_of(runs), text=text).tables
     assert [row.experiment for t in tables for row in t.rows] == rows
     assert [each for t in tables for each in places(t.others)] == others
 
 
 def test_view_of_a_board_with_tables_of_others_alone_is_sorted_and_chosen(runs: Path) -> None:
-    add_other(runs, "alone", 3.0, protocol={"samples": 10_000})
+    fakes.add_other(runs, "alone", 3.0, protocol={"samples": 10_000})
     board = board_of(runs)
     own = next(t for t in board.tables if not t.rows)
     assert chosen(board, protocol=own.key[:8]).tables == (own,)

@@ -22,7 +22,7 @@ from launcher.board.collect import Row, Table, collect
 from launcher.board.columns import Column, page_columns
 from launcher.board.compare import standard_error
 from launcher.board.reach import reach
-from launcher.board.read import read_runs
+from launcher.board.read import read_all, read_runs
 from launcher.board.sweeps import recipe_words
 from launcher.compose import compose
 from selfguide.spec.config.evaluation import Expected
@@ -231,6 +231,34 @@ def test_terms_mean_on_the_page_what_they_mean_in_commands(at: Chrome, table: Ta
     for text, groups in zip(terms, found, strict=True):
         (term,) = grammar.parse(text)
         assert groups == [group for group, facts in known if term.holds(facts)], text
+
+
+def test_filters_look_at_the_name_of_others_samples(opened: Chrome, tmp_path: Path) -> None:
+    """As they do in commands: what is left of nothing is hidden, on a table of runs and where others stand alone."""
+    fakes.finished_run(tmp_path, "digits_dit", 0, 7.2)
+    names = ("ADM-G", "U-ViT-H/2 <b>", "ours")
+    for score, name in enumerate(names, 6):
+        fakes.add_other(tmp_path, name, float(score))
+    fakes.add_other(tmp_path, "ADM-G", 9.0, protocol={"samples": 77})
+    board = collect(*read_all(tmp_path))
+    page.write(board, tmp_path / "board.html", built=fakes.CLOCK)
+    opened.get((tmp_path / "board.html").as_uri())
+    for text in (
+        *("", "adm", "-adm", "experiment=adm-g", "experiment!=adm-g,ours", "experiment~u-vit", "-experiment~ours"),
+        *("digits", "-digits", "seed=0", "seed!=0", "train.batch=128", "fd_digits<9", "adm ours", '"/2 <b>"'),
+    ):  # fmt: skip
+        fill(opened, "#filter", text)
+        terms = grammar.parse(text)
+        wanted = [
+            [other.name for other in table.others if grammar.keeps(terms, other)]
+            for table in board.tables
+        ]
+        places = find(opened, ".sheet .samples-of-others, .alone")
+        assert len(places) == len(board.tables) == 2
+        for place, left in zip(places, wanted, strict=True):
+            heads = place.find_elements("css selector", "tbody th")
+            assert [each.text for each in heads if each.is_displayed()] == left, text
+            assert place.is_displayed() == bool(left), text
 
 
 def test_k_gives_what_python_finds(at: Chrome, table: Table) -> None:
