@@ -114,13 +114,32 @@ def pinned(
 
 
 def _of_files(evaluation: EvaluationConfig, names: Collection[str]) -> dict[str, Any]:
-    """The sha256 of each of these files of statistics that is there and will be read."""
+    """The sha256 of each of these files of statistics that is there and will be read.
+
+    Raises:
+        UserError: one is no such file, or of another protocol.
+    """
     features = FEATURES.get(evaluation.protocol)
     if features is None or not features.of_images:
         return {}
-    given = {pin: getattr(evaluation, name) for name, pin in FILES.items() if name in names}
-    found = {pin: locate_reference(path) for pin, path in given.items() if path}
-    return {pin: _sha256(path, path.stat().st_mtime_ns) for pin, path in found.items() if path}
+    found = {}
+    for name, pin in FILES.items():
+        given = getattr(evaluation, name) if name in names else None
+        path = locate_reference(given) if given else None
+        if path is None:
+            continue
+        # needs NumPy, which few commands do
+        from selfguide.spec.reference_files import check_file, made_by
+
+        try:
+            check_file(name, path, evaluation)
+        except UserError as error:
+            makes = made_by(name, evaluation.protocol)
+            raise UserError(
+                f"evaluation.{name}={given}: {error}; {makes} makes one of this protocol"
+            ) from error
+        found[pin] = _sha256(path, path.stat().st_mtime_ns)
+    return found
 
 
 @functools.cache

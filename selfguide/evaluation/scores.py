@@ -35,6 +35,7 @@ from selfguide.spec.config import EvaluationConfig
 from selfguide.spec.extras import measured
 from selfguide.spec.metrics import LEAST_SAMPLES
 from selfguide.spec.records import PART, REFERENCE
+from selfguide.spec.reference_files import check_made_with, check_names_run, made_by
 from selfguide.spec.weight_files import locate_reference, reference_places
 from shards import storage
 from shards.errors import UserError
@@ -52,9 +53,6 @@ NEIGHBOURS = EvaluationConfig.kept
 
 # seconds between two looks whether another evaluation is done with a reference
 POLL_S = 1.0
-
-# what makes the file that a setting names
-_MAKES = {"reference": "make SHARDS", "unconditional": "samples RUN"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,19 +205,7 @@ def check_reference(reference: Reference, net: FeatureNet) -> None:
     Raises:
         UserError: names what differs.
     """
-    if len(reference.mean) != net.width:
-        raise UserError(
-            f"the reference has {len(reference.mean)} features and {net.name} has {net.width}: it is of another "
-            "protocol; `python -m tools.reference make ROOT --protocol P --out FILE.npz` makes one of this one"
-        )
-    # others' files say nothing of it
-    theirs = reference.about.get("features") or net.about
-    for name, ours in net.about.items():
-        if theirs.get(name) != ours:
-            raise UserError(
-                f"the reference was made with {name}={theirs.get(name)}, and this protocol has {name}={ours}: give "
-                "one of this protocol; `python -m tools.reference make ROOT --protocol P --out FILE.npz` makes it"
-            )
+    check_made_with(reference.about.get("features") or {}, len(reference.mean), net.about, net.name)
 
 
 def read_reference(
@@ -243,10 +229,7 @@ def read_reference(
     path = locate_reference(given)
     if path is None:
         places = " or ".join(map(str, reference_places(given)))
-        raise UserError(
-            f"{field}={given}: no such file at {places}; `python -m tools.reference {_MAKES[field]} "
-            "--protocol P --out FILE.npz` makes one"
-        )
+        raise UserError(f"{field}={given}: no such file at {places}; {made_by(field)} makes one")
     found = storage.sha256(str(path))
     if sha256 not in (None, found):
         raise UserError(
@@ -258,7 +241,9 @@ def read_reference(
     try:
         check_reference(main, net)
     except UserError as error:
-        raise UserError(f"{field}={given}: {error}") from error
+        raise UserError(
+            f"{field}={given}: {error}; {made_by(field)} makes one of this protocol"
+        ) from error
     names = set(members(str(path)))
     spatial = Reference.load(path, spatial=True) if {"mu_s", "sigma_s"} <= names else None
     features: Array | None = None
@@ -289,11 +274,12 @@ def read_unconditional(
         UserError: they are none, of another protocol, of a run that nobody named, or another file than this.
     """
     found = read_reference(given, net, "unconditional", progress, sha256)
-    if not found.main.about.get("run"):
+    try:
+        check_names_run(found.main.about)
+    except UserError as error:
         raise UserError(
-            f"unconditional={given}: these statistics name no run, so that nobody could say what uFID means; make them "
-            "with `python -m tools.reference samples RUN --protocol P --out FILE.npz`"
-        )
+            f"unconditional={given}: {error}; {made_by('unconditional')} makes one that does"
+        ) from error
     return found
 
 

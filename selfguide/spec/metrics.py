@@ -45,6 +45,8 @@ class Features:
     # names one
     normalisation: str = ""
     weights: WeightFile | None = None
+    # how many features it makes of an image; 0 where that is up to the net that the config names
+    width: int = 0
     # names of the feature net: by them it is known where a model was made with another file of the same weights
     nets: tuple[str, ...] = ()
     of_images: bool = False
@@ -256,6 +258,7 @@ FEATURES: dict[str, Features] = {
         quantisation="round to 0..255",
         normalisation="(x - 127.5) / 127.5",
         weights=EFFNET,
+        width=112,
         nets=("efficientnet_lite0_stage5",),
         of_images=True,
     ),
@@ -266,6 +269,7 @@ FEATURES: dict[str, Features] = {
         quantisation="round to 0..255",
         normalisation="(x - 128) / 128",
         weights=INCEPTION,
+        width=2048,
         nets=("inception_v3_2015",),
         of_images=True,
     ),
@@ -276,6 +280,7 @@ FEATURES: dict[str, Features] = {
         quantisation="round to 0..255",
         normalisation="(x - 128) / 128",
         weights=INCEPTION,
+        width=2048,
         nets=("inception_v3_2015",),
         of_images=True,
     ),
@@ -286,6 +291,7 @@ FEATURES: dict[str, Features] = {
         quantisation="round to 0..255",
         normalisation="ImageNet's mean and deviation",
         weights=DINOV2,
+        width=1024,
         # timm's, without and with the name of the weights, and torch.hub's
         nets=("vit_large_patch14_dinov2", "vit_large_patch14_dinov2.lvd142m", "dinov2_vitl14"),
         of_images=True,

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import payloads
 import pytest
 
@@ -543,6 +544,12 @@ def test_shards_to_compare_with_are_known_by_their_manifest(
     assert config.evaluation.manifest == manifests.load(data).hash
 
 
+def statistics(file: Path, number: float = 0.0, width: int = 2048, **about: Any) -> None:
+    """A file of statistics, as far as a submission reads it: each mean of its features is this number."""
+    more = {"about": np.array(json.dumps(about))} if about else {}
+    np.savez(file, mu=np.full(width, number), sigma=np.zeros((1, 1)), **more)
+
+
 def test_point_of_a_sweep_waits_for_its_own_files_and_no_others(
     runs: Path,
     settings: list[str],
@@ -553,7 +560,7 @@ def test_point_of_a_sweep_waits_for_its_own_files_and_no_others(
 ) -> None:
     appear(nowhere)
     away, here = tmp_path / "away.npz", tmp_path / "here.npz"
-    here.write_bytes(b"1")
+    statistics(here)
     words = ("evaluation=fid_adm", f"evaluation.reference={away}", "evaluation.in_flight=9")
     run = a_run(runs, settings, memory, *words, snapshots=(640,))
     assert [lack.what for lack in read(run).lacks] == ["reference away.npz"]
@@ -561,7 +568,7 @@ def test_point_of_a_sweep_waits_for_its_own_files_and_no_others(
     told = evaluate.sweep(run, [against])
     assert told["waits_for"] == [] and [each["state"] for each in told["points"]] == ["done"]
     # the other way round: what a point that was ended needs is gone
-    away.write_bytes(b"2")
+    statistics(away)
     memory.evaluate = ends(code=76, **{"class": "preempted"})
     evaluate.sweep(run, [against, "sampler.steps=3"])
     here.unlink()
@@ -569,7 +576,7 @@ def test_point_of_a_sweep_waits_for_its_own_files_and_no_others(
     (point,) = decide.unscored_points(view)
     assert [lack.what for lack in decide.lacked(view, point)] == ["reference here.npz"]
     assert decide.all_wanted(view, view.config).points == ()
-    here.write_bytes(b"1")
+    statistics(here)
     view = read(run)
     assert decide.all_wanted(view, view.config).points == (point,)
 

@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from test_evaluate import Memory, a_run, appear, launched, memory, nowhere
+from test_evaluate import Memory, a_run, appear, launched, memory, nowhere, statistics
 
 from launcher import evaluate, references, submission, submit, watch
 from launcher.board.collect import collect
@@ -19,6 +20,7 @@ from launcher.board.read import read_runs
 from launcher.reconcile import decide
 from launcher.reconcile.view import read
 from selfguide.spec.config import Config, build
+from selfguide.spec.metrics import FEATURES
 from selfguide.spec.records import EvaluationRecord, Protocol, record_key, records
 from shards import storage
 from shards.errors import UserError
@@ -43,7 +45,7 @@ def filed(request: Path) -> None:
         images=wanted["images"],
         protocol=how.plain(),
         protocol_key=how.key,
-        scores={"fid_adm": float(Path(file).read_text())},
+        scores={"fid_adm": float(np.load(file)["mu"][0])},
         files={"reference": storage.sha256(file)},
         sweep=wanted.get("sweep", ""),
     ).publish(run)
@@ -58,7 +60,7 @@ def files(tmp_path: Path, nowhere: Path, memory: Memory) -> dict[str, Path]:
     for number, name in enumerate("ab", 1):
         found[name] = tmp_path / name / "val.npz"
         found[name].parent.mkdir()
-        found[name].write_text(str(number))
+        statistics(found[name], number)
     return found
 
 
@@ -82,7 +84,7 @@ def test_references_of_one_name_in_two_folders_are_scored_against_each(
         assert scores(evaluate.sweep(run, against(file)[:2])) == [score]
     assert len(memory.jobs) == begun
     # a file that was made anew is another one, though it lies where the former lay
-    files["a"].write_text("3")
+    statistics(files["a"], 3)
     assert scores(evaluate.sweep(run, against(files["a"])[:2])) == [3.0]
 
 
@@ -162,9 +164,85 @@ def test_two_missing_files_of_one_name_are_refused_before_anything_is_queued(
     (point,) = evaluate.sweep(run, ["sampler.steps=3"])["points"]
     assert point["state"] == "waiting"
     # the cures that it prints
-    files["b"].write_text("2")
+    statistics(files["b"], 2)
     evaluate.sweep(run, [f"evaluation.reference={files['b']}"])
     evaluate.sweep(run, [f"evaluation.reference={files['b'].with_name('other.npz')}"])
+
+
+ADM = FEATURES["fid_adm"]
+
+
+@pytest.mark.parametrize(
+    ("field", "width", "about", "said"),
+    [
+        ("reference", 112, {}, "has 112 features and inception_v3_2015 has 2048: it is of another protocol"),
+        (
+            "reference",
+            2048,
+            {"features": {"sha256": ADM.sha256, "width": 2048, "resize": FEATURES["fid_clean"].resize}},
+            f"was made with resize={FEATURES['fid_clean'].resize}, and this protocol has resize={ADM.resize}",
+        ),
+        ("unconditional", 2048, {}, "name no run"),
+        ("unconditional", 64, {"run": "3f2a9c41"}, "it is of another protocol"),
+    ],
+)  # fmt: skip
+def test_statistics_of_another_protocol_are_refused_before_anything_is_queued(
+    runs: Path,
+    settings: list[str],
+    memory: Memory,
+    launched: list[int],
+    nowhere: Path,
+    tmp_path: Path,
+    field: str,
+    width: int,
+    about: dict[str, Any],
+    said: str,
+) -> None:
+    appear(nowhere)
+    file = tmp_path / "other.npz"
+    words = ["evaluation=fid_adm", f"evaluation.{field}={file}"]
+    if field == "unconditional":
+        words.append("evaluation.metrics=[ufid]")
+    run = a_run(runs, settings, memory, snapshots=(640,))
+    begun = len(memory.jobs)
+    statistics(file, width=width, **about)
+    for asked in (
+        lambda: submission.meant(submit.resolve([*settings, *words])),
+        lambda: evaluate.sweep(run, words),
+    ):
+        with pytest.raises(UserError) as refused:
+            asked()
+        text = str(refused.value)
+        assert text.startswith(f"evaluation.{field}={file}: ") and said in text
+        assert "--protocol fid_adm --out FILE.npz` makes one of this protocol" in text
+    assert len(memory.jobs) == begun and not read(run).sweeps
+    # what that command writes, and what others write, who say nothing of how they made it
+    stated = {"sha256": ADM.sha256, "width": 2048, "resize": ADM.resize, "net": ADM.nets[0]}
+    for fitting in ({"features": stated, "run": "3f2a9c41"}, {"run": "3f2a9c41"}):
+        statistics(file, **fitting)
+        assert submission.meant(submit.resolve([*settings, *words])).warnings == ()
+
+
+@pytest.mark.parametrize("damage", ["text", "truncated", "no mean", "no array"])
+def test_file_that_holds_no_statistics_is_refused_before_anything_is_queued(
+    settings: list[str], memory: Memory, nowhere: Path, tmp_path: Path, damage: str
+) -> None:
+    appear(nowhere)
+    file = tmp_path / "val.npz"
+    statistics(file)
+    if damage == "text":
+        file.write_text("mu")
+    elif damage == "truncated":
+        file.write_bytes(file.read_bytes()[:5000])
+    elif damage == "no mean":
+        np.savez(file, sigma=np.zeros((1, 1)))
+    else:
+        np.savez(file, mu=np.array(1.0), sigma=np.zeros((1, 1)))
+    with pytest.raises(UserError, match=f"evaluation.reference={file}: ") as refused:
+        submission.meant(
+            submit.resolve([*settings, "evaluation=fid_adm", f"evaluation.reference={file}"])
+        )
+    assert "tools.reference make SHARDS --protocol fid_adm" in str(refused.value)
 
 
 def test_part_of_indexed_shards_is_drawn_by_a_seed_and_that_of_written_ones_as_before(

@@ -143,7 +143,7 @@ def test_reference_of_another_protocol_names_the_file_and_both_definitions(
     assert f"reference={file}" in text
     assert "resize=none" in text
     assert whole.about["resize"] in text
-    assert "tools.reference make ROOT --protocol P --out FILE.npz" in text
+    assert "tools.reference make SHARDS --protocol P --out FILE.npz" in text
 
 
 def test_reference_that_was_made_anew_since_the_submission_is_refused(

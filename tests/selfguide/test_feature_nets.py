@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from selfguide.evaluation.features.effnet import EffNet
 from selfguide.evaluation.features.inception import Inception
 from selfguide.evaluation.features.resize import bicubic_antialiased, tf1_bilinear
 from selfguide.spec import metrics, weight_files
+from selfguide.spec.config import EvaluationConfig
+from selfguide.spec.reference_files import check_file
 from selfguide.spec.weight_files import EFFNET, INCEPTION, locate
 from shards.errors import UserError
 
@@ -193,6 +196,35 @@ def test_fd_effnet_of_grey_images_is_that_of_three_equal_channels() -> None:
     net = nets.load_feature_net("fd_effnet")
     grey = images(16)[:, :1]
     assert torch.equal(net.embed(grey), net.embed(grey.expand(-1, 3, -1, -1)))
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        "fid_adm",
+        "fid_clean",
+        pytest.param(
+            "fd_effnet",
+            marks=pytest.mark.skipif(
+                locate(EFFNET) is None, reason="the extra `features` is not installed"
+            ),
+        ),
+    ],
+)
+def test_a_reference_made_by_a_protocol_s_net_is_what_a_submission_takes_for_it(
+    protocol: str, inception: Path, tmp_path: Path
+) -> None:
+    """The launcher knows a net by the table alone, without building it."""
+    net = nets.load_feature_net(protocol, None if protocol == "fd_effnet" else inception)
+    file, mean = tmp_path / "val.npz", np.zeros(net.width)
+    stated = json.dumps({"features": net.about})
+    np.savez(file, mu=mean, sigma=np.zeros((1, 1)), about=np.array(stated))
+    check_file("reference", file, EvaluationConfig(protocol=protocol))
+    for name in ("width", "resize", "sha256"):
+        other = json.dumps({"features": {**net.about, name: "another"}})
+        np.savez(file, mu=mean, sigma=np.zeros((1, 1)), about=np.array(other))
+        with pytest.raises(UserError, match=f"{name}=another"):
+            check_file("reference", file, EvaluationConfig(protocol=protocol))
 
 
 def test_fd_timm_of_any_net_reads_its_file_and_keeps_its_sha256(tmp_path: Path) -> None:
