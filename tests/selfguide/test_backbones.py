@@ -73,8 +73,22 @@ def finite_step(model: Backbone, condition: Condition, dtype: torch.dtype) -> No
         assert parameter.grad.isfinite().all(), name
 
 
+def one_of_each_width() -> list[str]:
+    """The names of all nets, but of transformers that differ by their patch only: the finest of them."""
+    first: dict[str, str] = {}
+    for name in sorted(TABLE):
+        first.setdefault(name.rpartition("_")[0] if hasattr(TABLE[name], "patch") else name, name)
+    return [*first.values()]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", sorted(TABLE))
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in one_of_each_width() else pytest.param(name, marks=pytest.mark.slow)
+        for name in sorted(TABLE)
+    ],
+)
 def test_forward_and_backward_at_real_width(name: str, dtype: torch.dtype) -> None:
     """At the published input; the conditions' own test below uses a smaller one."""
     skip_slow(name, dtype)
@@ -82,14 +96,6 @@ def test_forward_and_backward_at_real_width(name: str, dtype: torch.dtype) -> No
     changes = {"depth": 2} if hasattr(TABLE[name], "patch") else {"blocks": 1}
     model = build(name, **changes).to(dtype)
     finite_step(model, Condition.unconditional(1), dtype)
-
-
-def one_of_each_width() -> list[str]:
-    """The names of all nets, but of transformers that differ by their patch only: the finest of them."""
-    first: dict[str, str] = {}
-    for name in sorted(TABLE):
-        first.setdefault(name.rpartition("_")[0] if hasattr(TABLE[name], "patch") else name, name)
-    return [*first.values()]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
