@@ -75,6 +75,7 @@ MORE = [
     "contrastive.weight=0.01 contrastive.feature=cls",
     "contrastive.weight=0.01 contrastive.layer=9",
     "contrastive.weight=0.01 train.micro_batch=2",
+    "guidance=labels guidance.drop=0 contrastive.weight=0.01",
     "model.route=1",
     "model.route=0.5",
     "sampler.interval=[0.8,0.2]",
