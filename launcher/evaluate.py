@@ -23,12 +23,12 @@ from launcher.folder import find, runs, takes_run
 from launcher.reconcile import act, decide, prune
 from launcher.reconcile.decide import Point, counted
 from launcher.reconcile.view import RunView, read, read_many
-from launcher.references import Load, load_manifests
+from launcher.references import load_manifests
 from selfguide.spec.config import Config, EvaluationConfig, SamplerConfig
 from selfguide.spec.config.evaluation import PINS
 from selfguide.spec.config.laws import as_typed
 from selfguide.spec.config.sampler import protocol_settings, settings_read
-from selfguide.spec.data_fit import check_counts, check_samples, check_scored
+from selfguide.spec.data_fit import check_samples
 from selfguide.spec.lacks import encoder_of, lacks
 from selfguide.spec.recipe import Front
 from selfguide.spec.recipe import Point as Scored
@@ -303,7 +303,8 @@ def _configs(view: RunView, config: Config, settings: Sequence[str], images: int
         if of.sampler.g != 1:
             check_snapshots(of.sampler.weak, images, view.published)
         validate(of)
-        of = _resolved(view, of, images, load, before)
+        header = view.snapshots[images]["data"].get("header")
+        of = references.resolved(of, header, before, load)
         missing = lacks(of, _encoder(view, images))
         # a net without its weights has no sha256, and its scores have no key yet
         keyless = of.evaluation.protocol == "fd_timm" and of.evaluation.sha256 is None
@@ -315,31 +316,6 @@ def _configs(view: RunView, config: Config, settings: Sequence[str], images: int
     asked = (each.evaluation for each in found.values())
     references.check_told_apart(asked, (*before, *swept))
     return list(found.values())
-
-
-def _resolved(
-    view: RunView, config: Config, images: int, load: Load, before: Sequence[EvaluationConfig]
-) -> Config:
-    """The config of a point as a submission would have resolved it, once its snapshot can be scored so.
-
-    Args:
-        before: of the run.
-
-    Raises:
-        UserError: it cannot.
-    """
-    from shards.format.header import Header  # needs NumPy, which few commands do
-
-    typed = references.absolute(config.evaluation)
-    # what the run was submitted with keeps its hash, so that its score keeps its key
-    unknown = [name for name, pin in PINS.items() if getattr(typed, pin) is None]
-    found = references.pinned(config, typed, load, unknown)
-    config = replace(config, evaluation=references.as_before(found, typed, before))
-    if plain := view.snapshots[images]["data"].get("header"):
-        header = Header.of(plain)
-        check_scored(config, header)
-        check_counts(config, header, lambda: load(config.data.roots, config.data.shares)[0].count)
-    return config
 
 
 def _check_confirming(view: RunView, configs: Sequence[Config], images: int, samples: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from selfguide.spec import timm_nets
 from selfguide.spec.config import Config, EvaluationConfig
 from selfguide.spec.config.data import fits
 from selfguide.spec.config.evaluation import FILES, LEAST_REAL, MANIFESTS, PINS
-from selfguide.spec.data_fit import check_labels, check_part, part_seed
+from selfguide.spec.data_fit import check_counts, check_labels, check_part, check_scored, part_seed
 from selfguide.spec.extras import check_real
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.weight_files import locate_reference
@@ -111,6 +111,35 @@ def pinned(
         )
         hashes["reference_seed"] = part_seed((load or load_manifests)(*of)[0])
     return dataclasses.replace(evaluation, **hashes) if hashes else evaluation
+
+
+def resolved(
+    config: Config,
+    header: Mapping[str, Any] | None,
+    before: Sequence[EvaluationConfig],
+    load: Load,
+) -> Config:
+    """`config` with its evaluation as a submission would have resolved it, once a snapshot of a run can be scored so.
+
+    Args:
+        header: of the data that the snapshot learned; None where it does not say.
+        before: evaluations of the run: a reference that these name keeps its hash, so that scores keep their key.
+        load: reads manifests, as `load_manifests` does.
+
+    Raises:
+        UserError: it cannot.
+    """
+    typed = absolute(config.evaluation)
+    unknown = [name for name, pin in PINS.items() if getattr(typed, pin) is None]
+    found = pinned(config, typed, load, unknown)
+    config = dataclasses.replace(config, evaluation=as_before(found, typed, before))
+    if header:
+        from shards.format.header import Header  # needs NumPy, which few commands do
+
+        of = Header.of(header)
+        check_scored(config, of)
+        check_counts(config, of, lambda: load(config.data.roots, config.data.shares)[0].count)
+    return config
 
 
 def _of_files(evaluation: EvaluationConfig, names: Collection[str]) -> dict[str, Any]:

@@ -17,14 +17,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from launcher import references
+from launcher.compose import changed
 from selfguide.snapshot import CONFIG, Snapshot
 from selfguide.spec import recipe
 from selfguide.spec.config import Config, EvaluationConfig
 from selfguide.spec.files import read_config
 from selfguide.spec.find import find
+from selfguide.spec.lacks import encoder_of, lacks
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.records import records
 from selfguide.spec.run import RunFolder
+from selfguide.spec.validate import validate
 from selfguide.spec.weak import weak_models
 from shards import cli
 from shards.errors import UserError
@@ -39,6 +43,7 @@ HELD_OUT = {"fd_digits": "fd_digits_odd"}
 EPILOG = """examples:
   python -m tools.guide RUN                              every weak model that the run has
   python -m tools.guide RUN --methods condition head     two of them
+  python -m tools.guide RUN evaluation=fd_effnet         of a run that was submitted with evaluation=none
   python -m tools.guide RUN --budget 10                  ten minutes of search; again goes on
   python -m tools.sample RUN --recipe fd_digits          afterwards: samples as it chose
 """
@@ -51,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     grid = _grid(options)
     run = find(options.run, Path(options.runs))
     snapshot, folder = load_snapshot(str(run.root), options.runs, options.images, options.ema)
-    config = read_config(folder / CONFIG)
+    config = _scored_as(read_config(folder / CONFIG), snapshot, options.settings)
     words, missing = _methods(run, snapshot, options.methods)
     by = _protocol(config, options.protocol, "--protocol")
     report_by = _protocol(
@@ -108,6 +113,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         guide_report.show(said)
     return 0
+
+
+def _scored_as(config: Config, snapshot: Snapshot, settings: Sequence[str]) -> Config:
+    """The run's config, with samples scored as these settings say: once that can be done here.
+
+    Raises:
+        UserError: it cannot, or a setting is of something else.
+    """
+    if not settings:
+        return config
+    for word in settings:
+        if not word.startswith(("evaluation=", "evaluation.")):
+            raise UserError(
+                f"{word}: settings say how to score samples, as evaluation=fd_effnet does; how to draw them is searched"
+            )
+    before, header = (config.evaluation, *config.more_evaluations), snapshot.data.get("header", {})
+    config = changed(config, settings)
+    validate(config)
+    config = references.resolved(config, header, before, references.load_manifests)
+    if missing := lacks(config, encoder_of(header)):
+        raise UserError(missing[0].sentence)
+    return config
 
 
 def _grid(options: argparse.Namespace) -> Grid:
@@ -179,8 +206,8 @@ def _protocol(config: Config, name: str | None, flag: str) -> EvaluationConfig:
         return EvaluationConfig(protocol=name)  # type: ignore[arg-type]
     if name is None:
         raise UserError(
-            "samples of this run are scored by no protocol, so there is nothing to search by; take a run that was "
-            "submitted with one, such as evaluation=fd_effnet"
+            "samples of this run are scored by no protocol, so there is nothing to search by; add a setting that says "
+            "how, such as evaluation=fd_effnet"
         )
     raise UserError(
         f"{flag} {name}: samples of this run are scored by {', '.join(own) or 'none'}; give one of these, or of "
@@ -193,6 +220,12 @@ def _parser() -> argparse.ArgumentParser:
         "tools.guide",
         __doc__,
         ("run RUN", str, None, "id, name or folder of a run"),
+        (
+            "settings evaluation.KEY=VALUE*",
+            str,
+            None,
+            "how samples are scored, where not as the run's are: evaluation=fd_effnet evaluation.shards=ROOT",
+        ),
         flags.RUNS,
         ("--images N", int, None, "the snapshot at N images seen (default: the newest)"),
         ("--ema I", int, 0, "index of the average that is guided, from 0 (0)"),

@@ -14,6 +14,7 @@ from selfguide.spec.metrics import FEATURES
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.records import EvaluationRecord, records
 from selfguide.spec.run import RunFolder
+from selfguide.spec.weight_files import EFFNET, locate
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from tests.selfguide.snapshots import write_snapshot
@@ -228,6 +229,37 @@ def test_guide_refuses_what_cannot_be_searched_before_it_draws(
     with pytest.raises(UserError, match=named):
         guide.main([str(run.root), *FEW, *words])
     assert not drawn(run)
+
+
+@pytest.mark.skipif(locate(EFFNET) is None, reason="the extra `features` is not installed")
+def test_a_run_that_is_scored_by_nothing_is_searched_by_the_protocol_that_is_typed(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(tmp_path / "digits_class" / "unscored")
+    manifest = manifests.load(digits)
+    data = {"root": str(digits), "header": manifest.header, "manifest": manifest.hash}
+    labels = {"source": "labels", "told": True, "p": [0.1] * 10, "label_free": False}
+    write_snapshot(
+        run.snapshot(7), digits, "sampler.steps=2", "evaluation=none", f"data.root={digits}",
+        experiment="digits_class", data=data, guidance=labels,
+    )  # fmt: skip
+    run.run_json.write_text(json.dumps({"id": "unscored", "images": 7}))
+    said = answer(run, capsys, "evaluation=fd_effnet")
+    assert said["search"]["metric"] == said["report"]["metric"] == "fd_effnet"
+    first = drawn(run)
+    assert first and {each.protocol["metric"] for each in first} == {"fd_effnet"}
+    assert answer(run, capsys, "evaluation=fd_effnet")["methods"] == said["methods"]
+    assert drawn(run) == first
+    for words, why in (
+        (["evaluation=fid_adm"], "the inception weights are not here"),
+        (["evaluation=fd_effnet", f"evaluation.shards={tmp_path}"], "evaluation.shards="),
+        (["evaluation=fd_efnet"], "fd_effnet"),
+        (["sampler.g=2"], "sampler.g=2: settings say how to score samples"),
+        (["evaluation=none"], "add a setting that says how, such as evaluation=fd_effnet"),
+    ):
+        with pytest.raises(UserError, match=why):
+            guide.main([str(run.root), *FEW, *words])
+    assert drawn(run) == first
 
 
 def test_a_probe_of_layers_is_nothing_to_search_by(
