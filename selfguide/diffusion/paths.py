@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from selfguide.spec.config import PathConfig
+from selfguide.spec.config.path import SIGMAS
 from selfguide.spec.config.sampler import Spacing, table_entries
 from selfguide.spec.conventions import DDPM_STEPS
 from shards.errors import UserError
@@ -232,7 +233,9 @@ class VarianceExploding(Path):
 
     rho = 7.0
 
-    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
+    def __init__(
+        self, sigma_min: float = SIGMAS["edm"][0], sigma_max: float = SIGMAS["edm"][1]
+    ) -> None:
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.first, self.last = sigma_max / (1 + sigma_max), sigma_min / (1 + sigma_min)
 
@@ -263,8 +266,8 @@ _PATHS: dict[str, Callable[[PathConfig], Path]] = {
     "rectified_flow": lambda config: RectifiedFlow(config.sigma_min),
     "ddpm": lambda config: DDPM(config.betas),
     "vp": lambda config: VariancePreserving(config.last, config.least),
-    "ve": lambda config: VarianceExploding(0.02, 100.0),
-    "edm": lambda config: VarianceExploding(),
+    "ve": lambda config: VarianceExploding(*SIGMAS["ve"]),
+    "edm": lambda config: VarianceExploding(*SIGMAS["edm"]),
 }
 
 

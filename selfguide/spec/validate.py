@@ -14,7 +14,7 @@ from selfguide.spec.config import Config, OnlineGuidance, SamplerConfig
 from selfguide.spec.config.cluster import check_cluster
 from selfguide.spec.config.data import check_data
 from selfguide.spec.config.laws import as_typed, check, check_read, image_counts
-from selfguide.spec.config.path import check_path
+from selfguide.spec.config.path import check_on_path, check_path
 from selfguide.spec.config.sampler import check_sampler
 from selfguide.spec.config.train import check_train
 from selfguide.spec.extras import check_extras
@@ -380,6 +380,8 @@ def check_probe(config: Config) -> None:
         raise UserError(
             "evaluation.noise_times=[]: a probe reads features at one or more; give some, such as [0.2]"
         )
+    for time in evaluation.noise_times:
+        check_on_path(config.path, "evaluation.noise_times=[{}]", time)
     if evaluation.pooling == "cls" and not getattr(architecture(config), "cls_token", False):
         raise UserError(
             "evaluation.pooling=cls: this network has no [CLS] (model.cls_token=false); take evaluation.pooling=mean"

@@ -1,6 +1,7 @@
 """Paths: derivatives by finite differences, conversions by round trips, tables and noise levels by other formulas."""
 
 import math
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -49,6 +50,19 @@ def at(path: Path, share: float) -> Tensor:
 def pair(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     x0, eps = torch.randn(2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     return x0.to(dtype), eps.to(dtype)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(PathConfig(name=name) for name in get_args(get_type_hints(PathConfig)["name"])),
+        PathConfig(name="vp", last=1e-4),
+    ],
+    ids=lambda config: f"{config.name}, {config.last:g}",
+)
+def test_ends_that_a_submission_knows_are_those_of_the_path(config: PathConfig) -> None:
+    path = build_path(config)
+    assert config.ends == (path.last, path.first)
 
 
 @every_path

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from selfguide.spec.config.laws import AtLeast, Positive, ReadWith, Within
+from selfguide.spec.config.path import check_on_path
 from selfguide.spec.config.representation import ComponentSettings
 from selfguide.spec.sizes import architecture
 from shards.errors import UserError
@@ -71,6 +72,8 @@ class ContrastiveConfig(ComponentSettings):
                 "contrastive.feature=cls reads a learned [CLS] token, and this network has none; set "
                 "model.cls_token=true (transformers), or take contrastive.feature=pooled"
             )
+        if self.target == "probe":
+            check_on_path(config.path, "contrastive.noise_time={}", self.noise_time)
         together = config.ranks * config.micro_batch
         if together < LEAST_CONTRASTED:
             raise UserError(

@@ -22,6 +22,7 @@ from selfguide.spec.config.laws import (
     Within,
 )
 from selfguide.spec.config.model import Pooling
+from selfguide.spec.config.path import check_on_path
 from selfguide.spec.schedules import switch_after
 from selfguide.spec.sizes import row
 from selfguide.spec.unet import UNetArchitecture
@@ -196,6 +197,7 @@ class OnlineGuidance(Guidance):
                 f"guidance.noise_time={self.noise_time} is pure noise, of which no groups can be made; "
                 "take a value below 1"
             )
+        check_on_path(config.path, "guidance.noise_time={}", self.noise_time)
         # both stages have a step at least
         steps = config.train.images // config.train.batch
         if steps == 1:

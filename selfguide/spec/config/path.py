@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from selfguide.spec.config.laws import Neutral, Positive, ReadWith, Share, Within
+from selfguide.spec.conventions import DDPM_STEPS
 from shards.errors import UserError
 
 Prediction = Literal["v", "eps", "x0", "edm"]
@@ -20,6 +22,8 @@ _ON_PATH: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ve": (("eps", "x0", "edm"), _BY_SIGMA),
     "edm": (("edm", "x0", "eps"), _BY_SIGMA),
 }
+# least and largest noise level of the paths on which noise has no bound
+SIGMAS = {"ve": (0.02, 100.0), "edm": (0.002, 80.0)}
 # where sampling ended before `last` was a setting
 LAST = 1e-3
 # where VP's training began before `least` was one
@@ -66,10 +70,38 @@ class PathConfig:
     # share of training after which times are drawn uniformly
     uniform_after: Annotated[float | None, Share(), ReadWith("time_density=logit_normal")] = None
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the largest noise-time that a network on this path knows: where sampling ends, and begins."""
+        if self.name in SIGMAS:
+            least, largest = SIGMAS[self.name]
+            return least / (1 + least), largest / (1 + largest)
+        return {"ddpm": 1 / DDPM_STEPS, "vp": self.last}.get(self.name, 0.0), 1.0
+
 
 def read_by_sampling(path: PathConfig) -> dict[str, Any]:
     """Returns what a score's protocol names of the path; at its neutral value it leaves no trace there either."""
     return {"last": path.last} if path.last != LAST else {}
+
+
+def check_on_path(path: PathConfig, setting: str, time: float) -> None:
+    """Returns when features can be read at a noise-time: one between the path's ends.
+
+    Args:
+        setting: as it is typed, with {} in place of the noise-time.
+
+    Raises:
+        UserError: it lies beyond them.
+    """
+    last, first = path.ends
+    if last <= time <= first:
+        return
+    # to a digit that is still inside
+    least, largest = math.ceil(last * 1e4) / 1e4, math.floor(first * 1e4) / 1e4
+    raise UserError(
+        f"{setting.format(f'{time:g}')} is not on path.name={path.name}, whose noise-times go from {least:g} to "
+        f"{largest:g}; take {setting.format(f'{largest if time > first else least:g}')}"
+    )
 
 
 def check_path(path: PathConfig, channels: int) -> None:
