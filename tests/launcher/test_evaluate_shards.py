@@ -16,7 +16,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from test_evaluate import Memory, a_run, launched, memory
+from test_evaluate import Memory, a_run, launched, memory, statistics
 
 from launcher import evaluate, watch
 from launcher.compose import changed, compose
@@ -192,12 +192,13 @@ def test_evaluate_with_relative_paths_gives_jobs_absolute_ones(
     run = run_on(made.images, runs, memory, *made.net, *FEW)
     memory.evaluate = lambda request: None
     names = {
-        name: f"{name}.of" for name in ("decoder", "weights", "reference", "unconditional")
+        name: f"{name}.npz" for name in ("decoder", "weights", "reference", "unconditional")
     } | {"test": "darker"}
     monkeypatch.chdir(made.folder)
-    for name in names.values():
-        if name != "darker":
-            Path(name).touch()
+    for name in ("decoder", "weights"):
+        Path(names[name]).touch()
+    for name in ("reference", "unconditional"):
+        statistics(Path(names[name]), run="3f2a9c41")
     words = [f"evaluation.{key}={value}" for key, value in names.items()]
     evaluate.sweep(run, [*words, "evaluation.metrics=[ufid,ood_auroc]"])
     (found,) = (each for each in asked(run) if each["metrics"])
