@@ -255,7 +255,6 @@ def test_a_run_that_is_scored_by_nothing_is_searched_by_the_protocol_that_is_typ
         (["evaluation=fd_effnet", f"evaluation.shards={tmp_path}"], "evaluation.shards="),
         (["evaluation=fd_efnet"], "fd_effnet"),
         (["sampler.g=2"], "sampler.g=2: settings say how to score samples"),
-        (["evaluation=none"], "add a setting that says how, such as evaluation=fd_effnet"),
     ):
         with pytest.raises(UserError, match=why):
             guide.main([str(run.root), *FEW, *words])
