@@ -1,6 +1,6 @@
 """Whether a file of statistics was made for a protocol, as far as it says: known before anything is queued.
 
-The covariance, which has gigabytes beside it in ADM's files, is not read; `evaluation.scores` checks all of it.
+Only the mean and the note of how it was made are read here; `evaluation.scores` checks the whole file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def check_file(field: str, path: Path, evaluation: EvaluationConfig) -> None:
         raise UserError(f"{path} is no reference: {error}") from error
     about = about if isinstance(about, dict) else {}
     features = FEATURES[evaluation.protocol]
-    known = {"sha256": features.sha256 or evaluation.sha256, "width": features.width}
+    # as nets say theirs, however it was typed
+    sha256 = (features.sha256 or evaluation.sha256 or "").lower()
+    known = {"sha256": sha256, "width": features.width}
     if features.weights is not None:
         known["resize"] = features.resize
     net = features.nets[0] if features.nets else str(evaluation.net)

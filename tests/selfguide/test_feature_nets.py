@@ -227,6 +227,15 @@ def test_a_reference_made_by_a_protocol_s_net_is_what_a_submission_takes_for_it(
             check_file("reference", file, EvaluationConfig(protocol=protocol))
 
 
+def test_a_reference_of_a_net_whose_sha256_was_typed_in_capitals_is_taken(tmp_path: Path) -> None:
+    file, stated = tmp_path / "val.npz", json.dumps({"features": {"sha256": "ab" * 32}})
+    np.savez(file, mu=np.zeros(7), sigma=np.zeros((1, 1)), about=np.array(stated))
+    typed = EvaluationConfig(protocol="fd_timm", net="resnet10t", sha256="AB" * 32)
+    check_file("reference", file, typed)
+    with pytest.raises(UserError, match="was made with sha256=abab"):
+        check_file("reference", file, replace(typed, sha256="AC" * 32))
+
+
 def test_fd_timm_of_any_net_reads_its_file_and_keeps_its_sha256(tmp_path: Path) -> None:
     file, sha256 = _timm_file(tmp_path / "net.safetensors", "resnet10t")
     found = nets.load_feature_net("fd_timm", file, net="resnet10t", sha256=sha256)
