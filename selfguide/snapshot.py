@@ -54,6 +54,11 @@ class Snapshot:
         return self.guidance["told"]
 
     @property
+    def never_null(self) -> bool:
+        """Whether the student is conditioned, and was never trained without its condition."""
+        return self.conditioned and not self.config.trains_null
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Of the labels that it was trained on, from 0; empty where they are not known, or it knows no labels.
 

@@ -6,6 +6,7 @@ net of timm (as Hu et al. 2023, arXiv 2210.06462, take DINO's); and the pixels t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -71,6 +72,12 @@ class SnapshotFeatures:
         # an online student has trained its unconditional row, one that was conditioned from the start its null row
         source = snapshot.guidance["source"]
         self.state = NULL if snapshot.conditioned and source != "online" else UNCONDITIONAL
+        if self.state == NULL and snapshot.never_null:
+            warnings.warn(
+                "this snapshot was trained with guidance.drop=0, so never without its condition, and its features are "
+                "read without; take one of a run with guidance.drop=0.1, or an unconditional one",
+                stacklevel=2,
+            )
         self._check()
 
     def _check(self) -> None:

@@ -46,7 +46,16 @@ def groups(snapshot: Snapshot) -> int:
 
 
 def without_condition(snapshot: Snapshot, count: int) -> Condition:
-    """The student's condition without information: its null row, or the unconditional one where it knew no other."""
+    """The student's condition without information: its null row, or the unconditional one where it knew no other.
+
+    Raises:
+        UserError: it was never trained without a condition.
+    """
+    if snapshot.never_null:
+        raise UserError(
+            "this snapshot was trained with guidance.drop=0, so it never learned to draw without a condition; train "
+            "with guidance.drop=0.1"
+        )
     return Condition(torch.full((count,), NULL if snapshot.conditioned else UNCONDITIONAL))
 
 

@@ -119,6 +119,11 @@ def check(snapshot: Snapshot, sampler: SamplerConfig) -> None:
 
 
 def _check_one(snapshot: Snapshot, asked: WeakModel) -> None:
+    if asked.kind == CONDITION and snapshot.never_null:
+        raise UserError(
+            "sampler.weak=condition: this snapshot was trained with guidance.drop=0, and never learned to read images "
+            "without their condition; take sampler.g=1, or another weak model"
+        )
     if asked.kind == "head" and AUXILIARY not in snapshot.student.branches:
         raise UserError(
             "sampler.weak=head: this snapshot has no auxiliary head, which is trained beside the network with "

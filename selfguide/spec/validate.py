@@ -241,6 +241,11 @@ def _check_weak_model(config: Config, weak: WeakModel) -> None:
             f"sampler.g={config.sampler.g} guides towards a condition, and with guidance.source=none there is none; "
             "take sampler.g=1, or guidance=online, labels or sidecar"
         )
+    if weak.kind == "condition" and not config.trains_null:
+        raise UserError(
+            f"sampler.g={config.sampler.g} leads away from the network without its condition, and with guidance.drop=0 "
+            "it is never trained without; take sampler.g=1, another sampler.weak, or guidance.drop=0.1"
+        )
     if weak.average is not None and weak.average not in (kept := averages_of(config)):
         keys = ", ".join(f"average-{each.key}" for each in kept)
         raise UserError(

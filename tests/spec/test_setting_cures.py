@@ -76,6 +76,8 @@ MORE = [
     "contrastive.weight=0.01 contrastive.layer=9",
     "contrastive.weight=0.01 train.micro_batch=2",
     "guidance=labels guidance.drop=0 contrastive.weight=0.01",
+    "guidance=labels guidance.drop=0 sampler.g=2",
+    "guidance=digits_online guidance.drop=0 sampler.g=0",
     "contrastive.weight=0.01 contrastive.noise_time=0 path=vp",
     "guidance.noise_time=0 path=ddpm",
     "evaluation=probe_digits evaluation.noise_times=[0.2,0.9999] path=edm",

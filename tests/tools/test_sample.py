@@ -19,6 +19,7 @@ from launcher.compose import compose
 from selfguide.data.autoencoders import load_autoencoder
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition
+from selfguide.discovery.features import SnapshotFeatures
 from selfguide.distributed import RankInfo
 from selfguide.randomness import normal
 from selfguide.sampling import generate
@@ -30,6 +31,7 @@ from selfguide.spec.config import LabelGuidance, SamplerConfig, SidecarGuidance
 from selfguide.spec.conventions import total_weight
 from selfguide.spec.corrections import Correction
 from selfguide.spec.run import RunFolder
+from selfguide.trained import changed_sampler
 from shards import sidecar
 from shards.errors import UserError
 from shards.format import manifest as manifests
@@ -38,6 +40,7 @@ from tests.selfguide.test_autoencoders import latent_config, latents  # noqa: F4
 from tests.selfguide.test_sidecar_source import attempt as sidecar_attempt
 from tests.selfguide.test_training import attempt, config
 from tools import sample, sample_options, weights
+from tools.guide_search import lacking
 from tools.ranks import run_ranks
 
 
@@ -244,6 +247,25 @@ def test_no_condition_is_the_null_row_of_a_conditioned_student(labelled: Path, r
     before = load(run / "snapshots" / "img-000000256")
     assert without_condition(labelled_run, 2).state.tolist() == [NULL] * 2
     assert without_condition(before, 2).state.tolist() == [UNCONDITIONAL] * 2
+
+
+def test_a_snapshot_that_was_never_trained_without_its_condition_is_not_read_without_it(
+    labelled: Path,
+) -> None:
+    known = load(labelled / "snapshots" / "img-000000512")
+    guidance = replace(known.config.guidance, drop=0.0)
+    always = replace(known, config=replace(known.config, guidance=guidance))
+    with pytest.raises(UserError, match=r"guidance\.drop=0.*never learned to draw without"):
+        without_condition(always, 2)
+    with pytest.raises(UserError, match=r"weak=condition.*guidance\.drop=0.*take sampler\.g=1"):
+        changed_sampler(always, {"g": 1.5})
+    assert "guidance.drop=0" in str(lacking(always, "condition"))
+    assert lacking(known, "condition") is None
+    with pytest.warns(UserWarning, match=r"guidance\.drop=0"):
+        SnapshotFeatures(always, always.data["header"])
+    # where it began from others' weights, these may have learned to
+    begun = replace(always.config, init=replace(always.config.init, source="snapshot"))
+    assert without_condition(replace(always, config=begun), 2).state.tolist() == [NULL] * 2
 
 
 def test_a_papers_numbers_become_ours(run: Path, tmp_path: Path) -> None:

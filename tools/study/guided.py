@@ -44,7 +44,7 @@ class Search:
         """
         earlier = [images for images in published if images < snapshot.images]
         quarter = sorted(earlier, key=lambda images: abs(images - snapshot.images / 4))[:1]
-        dropped = [CONDITION] if snapshot.conditioned else []
+        dropped = [CONDITION] if snapshot.conditioned and not snapshot.never_null else []
         weak = [*dropped, *(f"snapshot-{images}" for images in quarter)]
         return [
             Guide(),

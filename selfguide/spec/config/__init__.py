@@ -97,6 +97,11 @@ class Config:
         return self.min_nodes is not None and self.min_nodes < self.nodes
 
     @property
+    def trains_null(self) -> bool:
+        """Whether a conditioned network learns to read images without their condition, here or where it began."""
+        return getattr(self.guidance, "drop", 0) > 0 or self.init.source != "scratch"
+
+    @property
     def micro_batch(self) -> int:
         """Images per rank and forward."""
         return self.train.micro_batch or self.train.batch // self.ranks

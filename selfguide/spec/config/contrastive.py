@@ -81,10 +81,7 @@ class ContrastiveConfig(ComponentSettings):
                 f"and its negatives are of {LEAST_CONTRASTED} images or more; take {_larger(config)}, or "
                 "contrastive.weight=0"
             )
-        if (
-            config.guidance.source in ("labels", "sidecar")
-            and getattr(config.guidance, "drop", 1) == 0
-        ):
+        if config.guidance.source in ("labels", "sidecar") and not config.trains_null:
             raise UserError(
                 f"contrastive.weight={self.weight} with guidance.drop=0: its branches read images without their "
                 "condition, and this network would never be trained to; take guidance.drop=0.1, or "
