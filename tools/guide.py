@@ -4,7 +4,8 @@ Guidance leads from a weak model's prediction to the model's own, f_weak + g (f 
 that a run has anyway: itself without its condition, another average, an earlier snapshot, its auxiliary head, its way
 with fewer tokens. Of each, weight and interval are searched by scores of the same seeds, and the best is scored once
 more from fresh seeds, of digits in a net that was fitted on other scans. Every score is a record of the run, so that a
-search goes on where it was ended, and `tools.sample --recipe` samples as it chose.
+search goes on where it was ended, and `tools.sample --recipe` takes the cheapest point that is not known to be worse
+than the best.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from launcher.compose import changed
 from selfguide.snapshot import CONFIG, Snapshot
 from selfguide.spec import recipe
 from selfguide.spec.config import Config, EvaluationConfig
+from selfguide.spec.data_fit import check_samples
 from selfguide.spec.files import read_config
 from selfguide.spec.find import find
 from selfguide.spec.lacks import encoder_of, lacks
@@ -39,20 +41,19 @@ from tools.sample_run import load_snapshot
 WEIGHTS = (1.25, 1.5, 2.0, 2.5, 3.0)
 INTERVALS = ("0,1", "0,0.6", "0.2,0.8", "0.4,1")
 # what digits are reported in, where nothing else is asked for: a net that saw none of the scans of the first
-HELD_OUT = {"fd_digits": "fd_digits_odd"}
+HELD_OUT = {"fd_digits": "fd_digits_odd", "fd_digits_odd": "fd_digits"}
 EPILOG = """examples:
   python -m tools.guide RUN                              every weak model that the run has
   python -m tools.guide RUN --methods condition head     two of them
   python -m tools.guide RUN evaluation=fd_effnet         of a run that was submitted with evaluation=none
   python -m tools.guide RUN --budget 10                  ten minutes of search; again goes on
-  python -m tools.sample RUN --recipe fd_digits          afterwards: samples as it chose
+  python -m tools.sample RUN --recipe fd_digits          afterwards: samples, by all records of the run
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     flags.check_least(options, 10, "samples", "report_samples")
-    flags.check_image_seed(options, options.samples + options.report_samples)
     grid = _grid(options)
     run = find(options.run, Path(options.runs))
     snapshot, folder = load_snapshot(str(run.root), options.runs, options.images, options.ema)
@@ -64,11 +65,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.report_protocol or HELD_OUT.get(by.protocol, by.protocol),
         "--report-protocol",
     )
+    by = replace(by, samples=options.samples, seed=options.seed, average=options.ema)
+    report_by = replace(
+        # behind those of the search
+        report_by,
+        samples=options.report_samples,
+        seed=by.next_seed,
+        average=options.ema,
+    )
+    flags.check_image_seed(options, report_by.next_seed - by.seed)
+    _check_enough(config, by, snapshot, "--samples")
+    _check_enough(config, report_by, snapshot, "--report-samples")
     searcher = Scorer(
         run,
         config,
         snapshot.images,
-        replace(by, samples=options.samples, seed=options.seed, average=options.ema),
+        by,
         deadline=math.inf if options.budget is None else time.monotonic() + 60 * options.budget,
     )
     search = Search(searcher, snapshot.config.sampler, words, grid)
@@ -83,13 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run,
         config,
         snapshot.images,
-        replace(
-            report_by,
-            samples=options.report_samples,
-            # behind those of the search
-            seed=options.seed + options.samples,
-            average=options.ema,
-        ),
+        report_by,
         selected=chosen_by(search.plain),
     )
     unguided, confirmed = confirm(search, reporter)
@@ -135,6 +141,19 @@ def _scored_as(config: Config, snapshot: Snapshot, settings: Sequence[str]) -> C
     if missing := lacks(config, encoder_of(header)):
         raise UserError(missing[0].sentence)
     return config
+
+
+def _check_enough(config: Config, by: EvaluationConfig, snapshot: Snapshot, flag: str) -> None:
+    """Raises UserError where a protocol could not score so many samples."""
+    # how they are drawn is searched
+    scored = replace(
+        config, evaluation=by, more_evaluations=(), sampler=replace(config.sampler, g=1.0)
+    )
+    try:
+        validate(scored)
+        check_samples(scored, encoder_of(snapshot.data.get("header", {})) is not None)
+    except UserError as error:
+        raise UserError(f"{flag} {by.samples}: {error}") from error
 
 
 def _grid(options: argparse.Namespace) -> Grid:

@@ -234,8 +234,7 @@ def _confirming(
 def confirming(chosen: Config, samples: int) -> Config:
     """Returns how the chosen point is scored once more: of so many samples, from seeds behind those that chose it."""
     used = chosen.evaluation
-    first = used.seed + used.sets * used.samples
-    return replace(chosen, evaluation=replace(used, samples=samples, seed=first))
+    return replace(chosen, evaluation=replace(used, samples=samples, seed=used.next_seed))
 
 
 def left_out(view: RunView, config: Config, images: int) -> str:

@@ -190,6 +190,15 @@ def test_a_reported_score_says_by_which_net_its_point_was_chosen(
     }
 
 
+@pytest.mark.parametrize("first", ["fd_digits", "fd_digits_odd"])
+def test_a_net_that_searched_does_not_report(
+    run: RunFolder, capsys: pytest.CaptureFixture[str], first: str
+) -> None:
+    said = answer(run, capsys, "--methods", "head", "--protocol", first, "--weights", "1.5")
+    assert {said["search"]["metric"], said["report"]["metric"]} == {"fd_digits", "fd_digits_odd"}
+    assert said["search"]["metric"] == first
+
+
 def test_what_a_run_lacks_is_said_with_what_would_give_it(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,6 +228,7 @@ def test_what_a_run_lacks_is_said_with_what_would_give_it(
         (["--methods", "snapshot-5"], "--methods snapshot-5"),
         (["--methods", "banana"], "--methods=banana"),
         (["--samples", "3"], "--samples 3"),
+        (["--report-samples", "3"], "--report-samples 3"),
         (["--protocol", "fid_adm"], "--protocol fid_adm"),
         (["--ema", "4"], "--ema 4"),
     ],
@@ -250,7 +260,12 @@ def test_a_run_that_is_scored_by_nothing_is_searched_by_the_protocol_that_is_typ
     assert first and {each.protocol["metric"] for each in first} == {"fd_effnet"}
     assert answer(run, capsys, "evaluation=fd_effnet")["methods"] == said["methods"]
     assert drawn(run) == first
+    sets = answer(run, capsys, "evaluation=fd_effnet", "evaluation.sets=2", "--weights", "1.5")
+    # two sets of 40 from seed 0 were searched
+    assert sets["report"]["seed"] == 80
+    first = drawn(run)
     for words, why in (
+        (["evaluation=fd_effnet", "--report-samples", "12"], "--report-samples 12: .*take 20"),
         (["evaluation=fid_adm"], "the inception weights are not here"),
         (["evaluation=fd_effnet", f"evaluation.shards={tmp_path}"], "evaluation.shards="),
         (["evaluation=fd_efnet"], "fd_effnet"),

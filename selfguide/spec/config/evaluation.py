@@ -153,3 +153,8 @@ class EvaluationConfig:
     learning_rate: Annotated[float, Positive(), ReadWith(_PROBE)] = 4e-3
     # what is to be reached; changes nothing of a score
     expected: tuple[Expected, ...] = ()
+
+    @property
+    def next_seed(self) -> int:
+        """The first from which no sample of this protocol is drawn: image i of set k has the seed + k N + i."""
+        return self.seed + self.sets * self.samples
