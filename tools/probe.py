@@ -122,10 +122,11 @@ def settings(probed: Measured, use: str) -> str:
         layer = architecture(probed.config).layer(layer)
     if use == "self_condition":
         return f"model.self_condition={layer}"
-    chosen = f"{use}.layer={layer} {use}.noise_time={noise_time}"
-    # the loss reads the mean of a layer, unless it is told otherwise
-    of_cls = use == "contrastive" and probed.pooling == "cls"
-    return f"{chosen} contrastive.feature=cls" if of_cls else chosen
+    # what was probed is read: experiments pool otherwise
+    pooled = f"guidance.pooling={probed.pooling}"
+    if use == "contrastive":
+        pooled = f"contrastive.feature={'cls' if probed.pooling == 'cls' else 'pooled'}"
+    return f"{use}.layer={layer} {use}.noise_time={noise_time} {pooled}"
 
 
 def _measure(
@@ -187,6 +188,11 @@ def _config(
         values["manifest"] = manifests.load(options.test).hash
     evaluation = build(EvaluationConfig, values, "evaluation")
     check(evaluation, "evaluation")
+    if options.choose and evaluation.pooling == "token":
+        raise UserError(
+            f"--choose {options.choose} with features of one patch: what is chosen reads all patches of a layer, or "
+            "[CLS]; give --pooling mean"
+        )
     config = replace(snapshot.config, evaluation=evaluation)
     check_probe(config)
     return config

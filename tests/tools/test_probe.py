@@ -177,7 +177,7 @@ def test_what_a_probe_chose_is_typed_to_the_next_run_as_it_is_printed(
 
 
 @pytest.mark.parametrize(("pooling", "feature"), [("mean", "pooled"), ("cls", "cls")])
-def test_a_loss_reads_what_was_probed(pooling: str, feature: str) -> None:
+def test_a_run_reads_what_was_probed(pooling: str, feature: str) -> None:
     words = ["experiment=digits_dit", "cluster=local", "model.cls_token=true"]
     best = {"layer": "block_2", "noise_time": 0.1}
     found = Probed({}, {"linear_best": best, "cells": [best]})
@@ -186,6 +186,10 @@ def test_a_loss_reads_what_was_probed(pooling: str, feature: str) -> None:
     config = compose([*words, "contrastive.weight=0.01", *typed])
     validate(config)
     assert config.contrastive.feature == feature and config.contrastive.layer == "block_2"
+    # the experiment's own is flat
+    config = compose([*words, *settings(probed, "guidance").split()])
+    validate(config)
+    assert config.guidance.pooling == pooling and config.guidance.layer == 2
 
 
 @pytest.mark.parametrize(
@@ -193,6 +197,7 @@ def test_a_loss_reads_what_was_probed(pooling: str, feature: str) -> None:
     [
         (["--choose", "guidance", "--over-images"], "--choose guidance"),
         (["--choose", "guidance", "--ema", "0", "1"], "--choose guidance"),
+        (["--choose", "guidance", "--pooling", "token"], "--choose guidance .*give --pooling mean"),
         (["--over-images", "--images", "7"], "--images 7"),
         (["--ema", "2"], "--ema 2"),
     ],
