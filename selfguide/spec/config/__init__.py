@@ -98,8 +98,8 @@ class Config:
 
     @property
     def trains_null(self) -> bool:
-        """Whether a conditioned network learns to read images without their condition, here or where it began."""
-        return getattr(self.guidance, "drop", 0) > 0 or self.init.source != "scratch"
+        """Whether a conditioned network learns to read images without their condition as well."""
+        return getattr(self.guidance, "drop", 0) > 0
 
     @property
     def micro_batch(self) -> int:

@@ -81,11 +81,27 @@ class AlignConfig(ComponentSettings):
                 f"align.layer={layer} ({own.name}) has {own.tokens} tokens and align.teacher_layer={teacher} "
                 f"({its.name}) {its.tokens}: tokens are aligned one by one; take layers of one grid"
             )
-        if self.teacher_refresh % config.train.batch and not config.guidance.learns_online:
+        if config.guidance.learns_online or config.contrastive.on:
+            self._check_unread(config)
+        elif self.teacher_refresh % config.train.batch:
             raise UserError(
                 f"align.teacher_refresh={self.teacher_refresh} counts images and must be a multiple of "
                 f"train.batch={config.train.batch}; take align.teacher_refresh={config.train.batch}"
             )
+
+    def _check_unread(self, config: Config) -> None:
+        """Raises UserError where another component refreshes the one teacher, and a cadence is asked for here."""
+        if self.teacher_refresh == AlignConfig.teacher_refresh:
+            return
+        refreshed = (
+            f"contrastive.weight={config.contrastive.weight} refreshes the teacher at every step"
+        )
+        if config.guidance.learns_online:
+            refreshed = "guidance.source=online refreshes the teacher, by guidance.teacher_refresh"
+        raise UserError(
+            f"align.teacher_refresh={self.teacher_refresh} is not read: {refreshed}; leave it out, which is "
+            f"align.teacher_refresh={AlignConfig.teacher_refresh}"
+        )
 
     def parameters(self, net: Architecture) -> int:
         layer, teacher = self.layers_in(net)

@@ -58,6 +58,15 @@ class AugmentConfig(ComponentSettings):
                 f"{self.typed} with guidance.level=patch: prototypes are those of the image's own patches, which would "
                 "have to move with it; set augment.probability=null, or guidance.level=image"
             )
+        if (
+            getattr(guidance, "view", None) == "training"
+            and getattr(guidance, "view_condition", None) == "unconditional"
+        ):
+            raise UserError(
+                f"{self.typed} with guidance.view=training and guidance.view_condition=unconditional: the head would "
+                "read moved images and not be told so, as the network is; take guidance.view=extraction, or "
+                "guidance.view_condition=as_trained"
+            )
         if config.data.shape[-1] < 2:
             raise UserError(
                 f"{self.typed} mirrors an image at its edges and data.shape is {list(config.data.shape)}; set "

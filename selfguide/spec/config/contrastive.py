@@ -39,7 +39,7 @@ class ContrastiveConfig(ComponentSettings):
     target: Annotated[Literal["probe", "minimal"], _ON] = "probe"
     # where that probe is best: 0.06 on CIFAR, and about 0.25 in VA-VAE's latents (DDAE++, table 10)
     noise_time: Annotated[float, Within(0.0, 1.0, below=True), ReadWith("target=probe")] = 0.06
-    # what the teacher sees: the image mirrored and moved, or as the student's, but for its noise
+    # what the teacher sees, in noise of its own: the image mirrored and moved, or as it was before `augment`
     view: Annotated[Literal["moved", "same"], _ON] = "moved"
     # MoCo v3's for ViTs, as are the next two; DDAE++ gives none of the three
     temperature: Annotated[float, Positive(), _ON] = 0.2
