@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from shards import storage
 from shards.errors import UserError
 from tests.selfguide.test_loop import BATCH, SWITCH, begun, masters
 from tests.shards.data import flip
+from tools.checkpoint import pin as pin_command
 from tools.checkpoint.__main__ import main
 
 WIDTHS, STEPS = (0.05, 0.1), 16
@@ -324,3 +326,77 @@ def test_retention_keeps_the_newest_each_so_many_images_and_pins(tmp_path: Path)
     unpin(tmp_path, image_folder(300))
     retention.prune(tmp_path, keep=1)
     assert [name for name in storage.list(tmp_path) if name.startswith("img-")] == ["img-000002000"]
+
+
+def test_retention_that_cannot_delete_goes_on_and_deletes_it_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On NFS a file that somebody reads keeps its folder from going."""
+    for images in (100, 200, 300):
+        storage.publish(tmp_path / image_folder(images) / "part", b"weights")
+        storage.publish_folder(tmp_path / image_folder(images), extra={})
+    delete = shutil.rmtree
+
+    def busy(folder: Path) -> None:
+        if folder.name == image_folder(100):
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(folder))
+        delete(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    retention.prune(tmp_path, keep=1)
+    assert image_folder(100) in caplog.text
+    assert sorted(storage.list(tmp_path)) == [image_folder(100), image_folder(300)]
+    monkeypatch.undo()
+    retention.prune(tmp_path, keep=1)
+    assert storage.list(tmp_path) == [image_folder(300)]
+
+
+def test_a_checkpoint_that_is_pinned_while_others_are_deleted_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for images in (100, 200, 300):
+        storage.publish(tmp_path / image_folder(images) / "part", b"weights")
+        storage.publish_folder(tmp_path / image_folder(images), extra={})
+    delete = storage.delete
+
+    def slow(folder: str) -> None:
+        pin(tmp_path, image_folder(200))
+        delete(folder)
+
+    monkeypatch.setattr(storage, "delete", slow)
+    retention.prune(tmp_path, keep=1)
+    left = [name for name in storage.list(tmp_path) if name.startswith("img-")]
+    assert sorted(left) == [image_folder(200), image_folder(300)]
+
+
+def test_a_pin_that_comes_too_late_is_refused_and_taken_off(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = pin_command.pin
+
+    def late(place: Path, name: str) -> None:
+        storage.delete(place / name)
+        keep(place, name)
+
+    monkeypatch.setattr(pin_command, "pin", late)
+    with pytest.raises(UserError, match="512"):
+        main(["pin", str(run), "--images", "512"])
+    assert not pinned(run / "checkpoints")
+
+
+@pytest.mark.parametrize("verb", ["verify", "show"])
+def test_a_checkpoint_that_a_run_deletes_meanwhile_is_not_damaged(
+    run: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    flaws = storage.flaws
+
+    def deleted(at: Any, *rest: Any) -> Any:
+        if str(at).endswith(image_folder(512)):
+            storage.delete(at)
+        return flaws(at, *rest)
+
+    monkeypatch.setattr(storage, "flaws", deleted)
+    code, found = said(capsys, verb, str(run))
+    assert code == 0
+    states = [each["state"] for each in found["checkpoints"]]
+    assert states == ["deleted", "whole", "whole"]

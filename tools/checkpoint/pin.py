@@ -63,6 +63,11 @@ def run(options: argparse.Namespace) -> int:
         if storage.read_complete(folder) is None:
             raise UserError(f"{folder} is not complete; `verify` says why")
         pin(place, folder.name)
+        if storage.read_complete(folder) is None:
+            # by the run, which looked for pins just before
+            unpin(place, folder.name)
+            target.chosen(options.images, found.checkpoint_folders())
+            raise UserError(f"{folder} was deleted meanwhile; pin a newer one")
     kept = sorted(pinned(place))
     if options.json:
         print(json.dumps({"pinned": kept}))

@@ -65,6 +65,10 @@ def describe(folder: Url) -> Mapping[str, Any]:
             f"{folder} is no checkpoint, though something was published there; give a run, or one of its checkpoints/"
         )
     keys, _, ranges = averages_in(manifest)
+    state = "damaged" if storage.flaws(folder, manifest, "sizes") else "whole"
+    if state == "damaged" and storage.read_manifest(folder) is None:
+        # by a run that goes on
+        return row | {"state": "deleted"}
     return row | {
         "images": manifest["images"],
         "attempt": manifest.get("attempt"),
@@ -75,7 +79,7 @@ def describe(folder: Url) -> Mapping[str, Any]:
         "ema_since": manifest["ema_since"],
         "parameters": manifest["total"],
         "bytes": sum(part["bytes"] for part in manifest["files"]),
-        "state": "damaged" if storage.flaws(folder, manifest, "sizes") else "whole",
+        "state": state,
     }
 
 

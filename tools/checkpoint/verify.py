@@ -23,7 +23,10 @@ from tools.checkpoint import target
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a checkpoint: whole, damaged or unfinished; `damaged` names files and reasons."""
+    """What became of a checkpoint: whole, damaged, unfinished, or deleted meanwhile by a run that goes on.
+
+    `damaged` names files and reasons.
+    """
 
     checkpoint: str
     state: str
@@ -60,4 +63,6 @@ def verify(folder: Url) -> Verdict:
         return Verdict(name, "unfinished", 0)
     size = sum(part["bytes"] for part in manifest["files"])
     flaws = tuple((flaw.name, flaw.reason) for flaw in storage.flaws(folder, manifest, "hashes"))
+    if flaws and storage.read_manifest(folder) is None:
+        return Verdict(name, "deleted", size)
     return Verdict(name, "damaged" if flaws else "whole", size, flaws)
