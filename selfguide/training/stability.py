@@ -37,7 +37,7 @@ class Stability:
     # (steps, skipped) of the newest reports that make up the window, and the newest losses
     recent: list[tuple[int, int]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    # images at the newest report that found nothing
+    # images at the newest report that found nothing, behind a step that was not skipped
     good: int = 0
 
     def stepped(self, applied: Tensor) -> None:

@@ -56,6 +56,9 @@ def put(run: str, number: int, place: str, images: int, keep: Mapping[str, int |
         at = storage.join(place, name)
         if _passed_over(folder.parent, each, images) or (each != images and not _manifest(at)):
             storage.delete(at)
+    # before the checkpoint, which means other positions of the data without it
+    if (folder.parent / _BESIDE).exists():
+        storage.publish_file(storage.join(place, _BESIDE), folder.parent / _BESIDE, replace=True)
     there = storage.join(place, folder.name)
     if _manifest(there) != manifest:
         storage.delete(there)
@@ -67,8 +70,6 @@ def put(run: str, number: int, place: str, images: int, keep: Mapping[str, int |
         storage.publish_folder(there, extra=_extra(manifest), parts=manifest["files"])
     for name in pinned(folder.parent):
         pin(place, name)
-    if (folder.parent / _BESIDE).exists():
-        storage.publish_file(storage.join(place, _BESIDE), folder.parent / _BESIDE, replace=True)
     prune(place, **keep)  # type: ignore[arg-type]
 
 
@@ -87,13 +88,14 @@ def fetch(lease: Lease, place: str) -> int | None:
         try:
             if (manifest := storage.read_manifest(there)) is None:
                 continue
+            # first: an attempt that finds a checkpoint in the folder asks the store for nothing
+            beside = lease.run.checkpoints / _BESIDE
+            if not beside.exists() and storage.exists(storage.join(place, _BESIDE)):
+                storage.publish(beside, storage.read_bytes(storage.join(place, _BESIDE)))
             _copy(there, manifest, lease.run.checkpoint(images), lease)
         except DamagedError as error:
             log.warning(f"{error}; the checkpoint before it is tried")
             continue
-        beside = lease.run.checkpoints / _BESIDE
-        if not beside.exists() and storage.exists(storage.join(place, _BESIDE)):
-            storage.publish(beside, storage.read_bytes(storage.join(place, _BESIDE)))
         return images
     return None
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from selfguide.data.batch import Batch
-from selfguide.diffusion.conditions import Condition
 from selfguide.diffusion.objectives import Objective
 from selfguide.distributed import gather
-from selfguide.networks.student import Student
+from selfguide.guidance.component import Inputs
+from selfguide.networks.student import Outputs, Student
+from selfguide.spec.config import TrainConfig
 from selfguide.spec.run import write_record
 from selfguide.training.work import Training, prepare_batch
 
@@ -46,7 +47,9 @@ def judge(job: Training, loss: float | None) -> None:
     config, rank, run = job.config, job.rank_info.rank, job.lease.run
     reason = job.state.stability.judge(loss, last=job.state.images >= config.train.images)
     if reason is None:
-        job.state.stability.good = job.state.images
+        # where the last steps were skipped, weights may be broken already, only not for long enough yet
+        if not int(job.state.stability.row):
+            job.state.stability.good = job.state.images
         return
     if config.train.unstable == "go_on":
         log.warning(f"{reason}; training goes on, since train.unstable=go_on")
@@ -69,10 +72,13 @@ def judge(job: Training, loss: float | None) -> None:
     if failed is not None:
         kept = f"its images, noise-times and losses are not kept, since {failed}"
     kind = RollBackError if back else Unstable
+    # read with roll_back alone
+    counts = TrainConfig.roll_backs
+    others = "" if config.train.roll_backs == counts else f" train.roll_backs={counts}"
     raise kind(
         f"{reason}. Of the last step, {finding}; {kept}. Mend the "
         "data, or submit it again with a lower train.learning_rate or with train.clip=1. To go on as it is: "
-        f"python -m launcher.resume {shlex.quote(str(run.root))} train.unstable=go_on"
+        f"python -m launcher.resume {shlex.quote(str(run.root))} train.unstable=go_on{others}"
     )
 
 
@@ -95,7 +101,7 @@ def _last_step(job: Training) -> list[dict[str, Any]]:
     module, data = state.engine.module, job.config.data
     roots = (data.root, *data.mix)
     return [
-        evidence(part, each.condition, job.objective, module, _samples(arrays, roots))
+        evidence(part, each, job.objective, module, _samples(arrays, roots))
         for part, each, arrays in zip(parts, inputs, job.arrays, strict=True)
     ]
 
@@ -113,19 +119,20 @@ def _samples(arrays: Mapping[str, np.ndarray], roots: Sequence[str]) -> dict[str
 @torch.no_grad()
 def evidence(
     batch: Batch,
-    condition: Condition,
+    inputs: Inputs,
     objective: Objective,
     module: Student,
     samples: Mapping[str, list[Any]],
 ) -> dict[str, Any]:
     """Returns what a micro-batch was, and in `finding` what in it is not finite first; None where all is.
 
-    The backbone runs once more on the same images and noise. Its weights are those of then where the step was skipped.
-    `samples` is what `_samples` says of them.
+    The network runs once more on the same images and noise, with its heads; all ranks call. Its weights are those of
+    then where the step was skipped. `samples` is what `_samples` says of them.
     """
-    layer, prediction = _watched(module, batch, condition)
-    u = module.uncertainty(batch.tau) if module.uncertainty is not None else None
-    losses = objective.losses(prediction, batch.x0, batch.eps, batch.tau, u)
+    layer, outputs = _watched(module, batch, inputs)
+    losses = objective.losses(
+        outputs.prediction, batch.x0, batch.eps, batch.tau, outputs.log_variance
+    )
     bad = (~batch.x0.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
     finding = None
     if bad:
@@ -150,8 +157,8 @@ def evidence(
     }
 
 
-def _watched(module: Student, batch: Batch, condition: Condition) -> tuple[str | None, Tensor]:
-    """The name of the first module whose output is not finite, None where all are, and the prediction."""
+def _watched(module: Student, batch: Batch, inputs: Inputs) -> tuple[str | None, Outputs]:
+    """The name of the first module whose output is not finite, None where all are, and what the network makes."""
     found: list[str] = []
 
     def watch(name: str) -> Any:
@@ -167,8 +174,11 @@ def _watched(module: Student, batch: Batch, condition: Condition) -> tuple[str |
     try:
         # a compiled block does not run hooks of now, or is compiled anew with them: their `if` over values is no graph
         with torch.compiler.set_stance("force_eager"):
-            prediction = module.predict(batch.x, batch.tau, condition)
+            outputs = module(batch.x, batch.tau, inputs.condition, inputs.features)
     finally:
         for hook in hooks:
             hook.remove()
-    return (found[0] if found else None), prediction
+    if not found and outputs.scores is not None and not bool(outputs.scores.isfinite().all()):
+        # its rows are no module
+        found.append("head.prototypes")
+    return (found[0] if found else None), outputs

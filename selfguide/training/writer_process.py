@@ -91,6 +91,9 @@ class Memory:
             self._pinned = True
         except RuntimeError as error:
             self._pins = False
+            # the runtime keeps its last error, and the next kernel would be refused for it
+            with contextlib.suppress(RuntimeError):
+                torch.zeros(1, device="cuda")
             log.warning(
                 f"{self._size:,} bytes for checkpoints cannot be pinned ({error}): each copy from the GPU is waited for"
             )
@@ -201,7 +204,8 @@ class Writer:
         if self._tries >= _TRIES:
             raise WriterDiedError(
                 f"the process that writes checkpoints ended {how} (pid {pid}), as the one before it. This log says "
-                "why, or the node's where memory was full; train.checkpoint_writer=here does without it"
+                "why, or the node's where memory was full; train.checkpoint_writer=here train.save_failed=stop do "
+                "without it"
             )
         log.warning(
             f"the process that writes checkpoints ended {how} (pid {pid}); another one begins"

@@ -240,6 +240,25 @@ def test_what_breaks_in_the_network_is_named_by_its_module(tmp_path: Path) -> No
         watched(job, 2, skips=2)
 
 
+@pytest.mark.parametrize("name", ["head.out", "head.prototypes"])
+def test_what_breaks_in_a_head_is_named(tmp_path: Path, name: str) -> None:
+    """The backbone's part of the step is finite."""
+    job = begun(tmp_path, 0)
+    engine = job.state.engine
+    broken = name if name == "head.prototypes" else f"{name}.weight"
+    advance(job)
+    with torch.no_grad():
+        engine.module.get_parameter(broken)[0].fill_(torch.nan)
+    with pytest.raises(Unstable, match=f"output of {re.escape(name)} is not finite"):
+        watched(job, 2, skips=2)
+
+
+def test_the_cure_of_a_run_that_breaks_is_taken_as_printed(tmp_path: Path) -> None:
+    job = begun(tmp_path, 0, broken=(0, BATCH))
+    with pytest.raises(Unstable, match=r"train\.unstable=go_on train\.roll_backs=3$"):
+        watched(job, 2, skips=2, unstable="roll_back", roll_backs=5)
+
+
 def test_what_breaks_in_a_compiled_block_is_named_by_its_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,34 @@ def test_a_run_that_breaks_again_and_again_stops_after_its_last_time(
     assert run.job.lease.run.saved() == [4 * BATCH], "and its checkpoint stays"
 
 
+def test_a_run_whose_weights_broke_goes_back_to_before_they_did(
+    single: RankInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reports and checkpoints that lie between the break and the verdict are none from before."""
+    run = Run(tmp_path, set(), skips=5, skipped_share=None, keep_checkpoints=2)
+    train = run.train
+
+    def breaks(job: Training) -> None:
+        step = job.state.engine.step
+
+        def spoiled(learning_rate: float) -> Any:
+            done = step(learning_rate)
+            if job.state.images == 4 * BATCH and len(run.streams) == 1:
+                job.state.engine.masters[0].fill_(torch.nan)
+                job.state.engine.refresh()
+            return done
+
+        monkeypatch.setattr(job.state.engine, "step", spoiled)
+        train(job)
+
+    monkeypatch.setattr(loop, "train", breaks)
+    roll_back.train(run.job, run.open)
+    (record,) = roll_back.records(run.job.lease.run)
+    # the step from 4 to 5 broke them, and the five behind it were skipped
+    assert (record["from"], record["to"]) == (10 * BATCH, 4 * BATCH)
+    assert masters(run.job).isfinite().all()
+
+
 def test_a_run_that_breaks_before_its_first_checkpoint_stops(
     single: RankInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

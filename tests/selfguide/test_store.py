@@ -290,3 +290,42 @@ def test_two_ranks_whose_folder_is_purged_go_on_from_the_store_and_end_with_the_
     assert progress is not None and progress["resumed_from"] == 320
     assert_same(weights(parts), weights(whole))
     assert held(place)[-1] == IMAGES
+
+
+def test_what_a_run_passed_over_comes_back_before_its_checkpoint(
+    lease: Lease, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt that is killed in between finds the checkpoint, and asks the store for nothing more."""
+    copied(lease, place, 32)
+    record = {"from": 100, "to": 32, "passed": 68, "reason": "it broke"}
+    roll_back._forget(lease, 32, [record])
+    copied(lease, place, 128)
+    shutil.rmtree(lease.run.root)
+    again = new_run(tmp_path / "runs")
+    publish = Lease.publish
+
+    def killed(*arguments: Any, **words: Any) -> None:
+        publish(*arguments, **words)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Lease, "publish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.fetch(again, place)
+    assert again.run.saved() == [128] and roll_back.records(again.run) == [record]
+
+
+def test_what_a_run_passed_over_is_in_the_store_before_its_checkpoint(
+    lease: Lease, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"from": 100, "to": 32, "passed": 68, "reason": "it broke"}
+    copied(lease, place, 32)
+    roll_back._forget(lease, 32, [record])
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    save(lease, 128)
+    monkeypatch.setattr(storage, "publish_folder", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.put(str(lease.run.root), lease.number, place, 128, {"keep": 2})
+    assert storage.exists(storage.join(place, "roll_backs.json"))
