@@ -72,8 +72,9 @@ class CropFlip:
         moved = torch.stack((top, left, bottom, right), dim=1)  # (B, 4)
         if self.corner is not None:
             moved = moved - self.corner.repeat(1, 2)
-        bounds = torch.tensor([*self.size, *self.size], device=moved.device)
-        return moved.clamp_min(0).minimum(bounds)
+        # no tensor of bounds: copying it to a GPU would wait for the GPU
+        rows, columns = (moved[:, axis::2].clamp(0, self.size[axis]) for axis in range(2))
+        return torch.stack((rows, columns), dim=2).flatten(1)
 
     def _move(self, x: Tensor, mirrored: Tensor | None) -> Tensor:
         if mirrored is not None:

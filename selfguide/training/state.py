@@ -61,7 +61,8 @@ class State:
         module, training = self.engine.module, self.engine.module.training
         self._exchange(index)
         try:
-            yield module.eval()
+            with self.engine.whole():
+                yield module.eval()
         finally:
             module.train(training)
             self._exchange(index)

@@ -1,4 +1,6 @@
-"""Counts what makes the host wait for the device: each value read, and each result whose shape depends on values."""
+"""Counts what makes the host wait for the device: each value read, each result whose shape depends on values, and each
+tensor that is made of the host's values on a named device, as the copy is not from page-locked memory.
+"""
 
 from __future__ import annotations
 
@@ -53,6 +55,7 @@ class _Functions(TorchFunctionMode):
         self.seen = seen
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _COPIES:
+        made = func is torch.tensor and (kwargs or {}).get("device") is not None
+        if func in _COPIES or made:
             self.seen[func.__name__] += 1
         return func(*args, **(kwargs or {}))

@@ -158,6 +158,31 @@ def test_previews_are_no_part_of_a_run() -> None:
     assert identity(compose(words), None) == identity(compose([*words, "train.preview=16"]), None)
 
 
+def test_weights_that_zero_3_parts_are_whole_for_a_preview(
+    ranks: Any, digits: Path, tmp_path: Path
+) -> None:
+    """DeepSpeed keeps what has at most 100,000 numbers whole; these prototypes have more, and no module reads them."""
+    cfg = config(digits)
+    guidance = replace(cfg.guidance, groups=300, prototype_width=400)  # type: ignore[type-var,call-arg]
+    cfg = replace(
+        cfg,
+        guidance=guidance,
+        engine=EngineConfig(zero_stage=3),
+        sampler=replace(cfg.sampler, steps=3),
+        train=replace(cfg.train, preview=5),
+    )
+    root = tmp_path / "shown"
+    ranks(2, attempt, cfg, str(root))
+    assert RunFolder(root).preview(IMAGES).is_file()
+    plain = replace(cfg, engine=EngineConfig(zero_stage=1))
+    ranks(2, attempt, plain, str(tmp_path / "plain"))
+    shown = [
+        levels(RunFolder(at).preview(IMAGES).read_bytes(), 8) for at in (root, tmp_path / "plain")
+    ]
+    # both round in their own order
+    assert np.abs(shown[0].astype(int) - shown[1]).max() <= 2
+
+
 @pytest.mark.slow
 def test_runs_on_ranks_of_zero_3_show_pictures_and_learn_the_same(
     ranks: Any, digits: Path, tmp_path: Path

@@ -23,6 +23,7 @@ from selfguide.data.crop_flip import CropFlip, sample_crop_flip
 from selfguide.diffusion.conditions import CONDITIONED, NULL, Condition
 from selfguide.distributed import RankInfo
 from selfguide.evaluation import job as evaluation
+from selfguide.guidance.component import Inputs
 from selfguide.guidance.labels import drop_images
 from selfguide.guidance.sidecar import SidecarSource, shuffled
 from selfguide.models import assemble
@@ -45,6 +46,7 @@ from selfguide.training.telemetry import Telemetry
 from shards import sidecar
 from shards.errors import UserError
 from shards.format import manifest as manifests
+from tests.selfguide.host_reads import HostReads
 from tests.selfguide.test_training import config as training_config
 from tools.ranks import run_ranks
 
@@ -162,6 +164,19 @@ def test_a_box_is_one_channel_with_ones_inside_moved_as_its_image_was(notes: Pat
                     wanted[i, 0, y, 7 - x if flip else x] = 1
         np.testing.assert_array_equal(found.given["spatial"], wanted)
         assert found.given.keys() == {"spatial"}
+
+
+@pytest.mark.parametrize("layout", ["boxes", "masks"])
+def test_a_condition_from_sidecars_copies_no_constant_to_the_device(
+    notes: Path, layout: str
+) -> None:
+    """Rows are read by ordinals, which the host knows; a copy of anything else waits for all that a GPU has to do."""
+    source = SidecarSource(guided(notes, ids="ids", layout=layout, dense="features"), 0)
+    batch = batch_of(ORDINALS, sample_crop_flip(0, torch.arange(8), (8, 8), flip=True))
+    inputs = Inputs(Condition.unconditional(8))
+    with HostReads() as seen:
+        source.condition(batch, None, inputs)
+    assert not seen.seen.keys() - {"cpu", "numpy"}, seen.seen
 
 
 def test_boxes_of_larger_images_fall_on_the_cells_of_latents(digits: Path, tmp_path: Path) -> None:

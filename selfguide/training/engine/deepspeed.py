@@ -7,11 +7,12 @@ stage 0, which has neither, both are taken here and stay on the device.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ from shards.errors import UserError
 
 # DeepSpeed's issue 8224: gradients are silently wrong where a submodule is used twice in a step
 _WRONG_GRADIENTS = ((0, 18, 3), (0, 19, 3))
+# stands among the numbers of modules that use a parameter, which DeepSpeed counts from 0
+_SAMPLING = -1
 
 
 def check_version(version: str) -> None:
@@ -214,6 +217,26 @@ class PartitionedEngine(DeepSpeedEngine):
 
     def refresh(self) -> None:
         self._partitions.refresh()
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        if self.zero_stage < 3:
+            yield
+            return
+        import deepspeed
+
+        # the others are whole all the time; attributes of parameters are DeepSpeed's
+        every: list[Any] = [*self.module.parameters()]
+        shared = [each for each in every if not each.ds_persist]
+        with deepspeed.zero.GatheredParameters(shared):
+            # a module that is called lets its parameters go afterwards, unless another one is said to use them
+            for each in shared:
+                each.ds_active_sub_modules.add(_SAMPLING)
+            try:
+                yield
+            finally:
+                for each in shared:
+                    each.ds_active_sub_modules.discard(_SAMPLING)
 
     def moments(self) -> Moments:
         return self._partitions.moments()

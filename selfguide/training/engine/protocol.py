@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +62,10 @@ class Engine(ParameterSpace):
     @abstractmethod
     def refresh(self) -> None:
         """Casts the masters back into the live weights of every rank."""
+
+    def whole(self) -> AbstractContextManager[None]:
+        """All weights are whole on every rank, to be read without `forward`; all ranks enter and leave together."""
+        return contextlib.nullcontext()
 
     @abstractmethod
     def moments(self) -> Moments:
