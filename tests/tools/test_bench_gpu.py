@@ -28,6 +28,8 @@ def test_the_whole_benchmark_runs_small_and_writes_what_it_found(tmp_path: Path)
     assert all(row["error"] < 0.1 for row in found["parts"]["gradients"])
     whole, short = found["parts"]["extraction"]
     assert whole["images_per_s"] > 0 and short["of_whole"] > 0
+    heads = found["parts"]["attention"]
+    assert [each["attention"] for each in heads][1:] == [80, 96, 128] and heads[0]["of_plain"] == 1
     dense, routed = found["parts"]["routing"]
     assert routed["route"] == 0.5 and "route" not in dense
     assert routed["flops_step"] < routed["flops_step_dense"] == dense["flops_step"]
@@ -88,14 +90,23 @@ def test_a_library_that_is_missing_is_named_or_left_out(tmp_path: Path) -> None:
         "rich",
     ]
     out = tmp_path / "gpu.json"
+    parts = [
+        "ceilings",
+        "gradients",
+        "attention",
+        "extraction",
+        "snapshot",
+        "sampling",
+        "inception",
+    ]
     code = (
         f"import sys\nsys.modules.update(dict.fromkeys({absent}))\n"
         "from tools.bench.gpu import command\n"
-        f"command.main(['--small', '--out', {str(out)!r}, '--only', 'ceilings,extraction,sampling,inception'])"
+        f"command.main(['--small', '--out', {str(out)!r}, '--only', {','.join(parts)!r}])"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ), timeout=300)
     found = json.loads(out.read_text())
-    assert set(found["parts"]) == {"ceilings", "extraction", "sampling"}
+    assert set(found["parts"]) == {*parts} - {"inception"}
     assert {each["part"] for each in found["problems"]} == {"inception"}
     assert {"torchdiffeq", "torchvision", "deepspeed"} <= set(found["machine"]["absent"])
 

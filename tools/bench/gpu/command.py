@@ -24,7 +24,8 @@ from shards.errors import UserError
 
 # in the order of their worth, should time run out
 PARTS = (
-    "ceilings", "gradients", "steps", "stages", "routing", "extraction", "snapshot", "sampling", "inception",
+    "ceilings", "gradients", "steps", "stages", "routing", "attention", "extraction", "snapshot",
+    "sampling", "inception",
 )  # fmt: skip
 # a wheel folder beyond this is not what was meant
 _LARGEST = 60 << 20

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from selfguide.diffusion.conditions import Condition
@@ -19,6 +20,8 @@ from tools.bench.gpu.timing import Extent, seconds
 
 # of a sample that is drawn with so many network evaluations
 EVALUATIONS = 50
+# widths that a head is padded to
+_PADDED = (80, 96, 128)
 
 
 def ceilings(extent: Extent) -> Iterator[dict[str, Any]]:
@@ -103,6 +106,33 @@ def extraction(extent: Extent) -> Iterator[dict[str, Any]]:
         "images_per_s": extent.batch / short,
         "of_whole": short / whole,
     }
+
+
+def attention(extent: Extent) -> Iterator[dict[str, Any]]:
+    """Forward and backward of one layer's attention with heads as wide as they are, and padded by zeros.
+
+    Kernels are made for some widths only, and DiT-XL's 72 is none of them.
+    """
+    net: Any = row(extent.model)  # one of tokens
+    heads, tokens = net.heads, net.layers[0].tokens
+    head = net.width // heads
+    shape = (extent.batch, heads, tokens, head)
+    given = [
+        torch.randn(shape, device=extent.device, dtype=extent.dtype, requires_grad=True)
+        for _ in range(3)
+    ]
+    back = torch.randn(shape, device=extent.device, dtype=extent.dtype)
+    plain = 0.0
+    for width in (head, *(each for each in _PADDED if each > head)):
+
+        def both(more: int = width - head) -> None:
+            q, k, v = (F.pad(each, (0, more)) if more else each for each in given)
+            out = F.scaled_dot_product_attention(q, k, v, scale=head**-0.5)
+            torch.autograd.grad(out[..., :head], given, back)
+
+        taken = seconds(both, extent)
+        plain = plain or taken
+        yield {"attention": width, "us": taken * 1e6, "of_plain": taken / plain}
 
 
 def snapshot(extent: Extent) -> Iterator[dict[str, Any]]:
