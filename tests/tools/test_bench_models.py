@@ -16,10 +16,11 @@ from selfguide.models.uvit import UViT
 from selfguide.spec.unet import UNetArchitecture
 from tests.tools.plain import PlainDiT, PlainUViT
 from tests.tools.plain_unet import PlainUNet
+from tools.awake import awake
 from tools.bench import __main__ as command
 from tools.bench import models
 from tools.bench.libraries import library_network
-from tools.bench.models import SIZES, awake
+from tools.bench.models import SIZES
 
 PLAIN: dict[type[Backbone], Any] = {DiT: PlainDiT, UViT: PlainUViT, UNet: PlainUNet}
 

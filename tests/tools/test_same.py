@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,12 @@ def test_engines_train_alike_and_a_reduction_that_drops_a_second_use_is_named(
     verdict = same.judge(tried[0], reference, tmp_path / "together" / "broken", 2, 0.0)
     assert (verdict.same, verdict.step, verdict.tensor) == (False, 1, NAME)
     assert verdict.difference > 0
+    # nor where sums are taken in another order, whatever the losses
+    for engine in (tried[0].config.engine, replace(tried[0].config.engine, dtype="bf16")):
+        rounded = replace(tried[0], exact=False, config=replace(tried[0].config, engine=engine))
+        broken = same.judge(rounded, reference, tmp_path / "together" / "broken", 2, math.inf)
+        assert (broken.same, broken.tensor) == (False, f"first moment of {NAME}"), broken
+        assert same.judge(rounded, reference, tmp_path / "alone" / "0", 2, 1e-6).same
 
 
 def test_numbers_agree_within_a_tolerance_and_beyond_it_do_not(tmp_path: Path) -> None:
@@ -88,9 +95,25 @@ def test_numbers_agree_within_a_tolerance_and_beyond_it_do_not(tmp_path: Path) -
     for folder, loss in (("a", 1.0), ("b", 1.00005), ("c", 1.01)):
         (tmp_path / folder).mkdir()
         save_file({"loss": torch.tensor(loss)}, tmp_path / folder / "1.numbers")
+        save_file({"weight": torch.tensor([loss])}, tmp_path / folder / "1.tensors")
     assert same.judge(variant, tmp_path / "a", tmp_path / "b", 1, 1e-4).same
     found = same.judge(variant, tmp_path / "a", tmp_path / "c", 1, 1e-4)
     assert (found.same, found.tensor) == (False, "loss")
+
+
+def test_the_second_stage_begins_halfway_where_it_can(digits: Path, capsys: Any) -> None:
+    online = config(digits)
+    assert same._switching(online, 6).guidance.switch_images(online.train) == 3 * 64
+    bf16 = replace(online, engine=replace(online.engine, dtype="bf16"))
+    for left in (same._switching(online, 1), same._switching(bf16, 6)):
+        assert left.guidance.switch_images(left.train) == 960
+    said = capsys.readouterr().err
+    assert said.count("second stage of guidance begins after 960 images and is not tried") == 2
+
+
+def test_a_tolerance_below_zero_is_refused() -> None:
+    with pytest.raises(UserError, match="--tolerance=-1"):
+        same.main(["experiment=digits_dit", "--tolerance", "-1"])
 
 
 def test_no_steps_are_refused() -> None:

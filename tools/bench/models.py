@@ -23,6 +23,7 @@ from selfguide.spec.config import EngineConfig
 from selfguide.spec.sizes import override, row
 from shards import cli
 from shards.errors import UserError
+from tools.awake import awake
 from tools.bench.harness import Row, Variant, measure
 from tools.bench.libraries import library_network
 
@@ -60,15 +61,6 @@ def suite(
             fence = torch.cuda.synchronize if cuda else lambda: None
             rows += measure(named, repeats=repeats, fence=fence, units=batch, clock=clock)
     return rows
-
-
-def awake(net: Backbone) -> Backbone:
-    """No weight at its initial zero, which would hide a wrong number behind it and slow nothing down."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in net.parameters():
-        with torch.no_grad():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    return net
 
 
 def _variants(ours: Backbone, batch: int) -> Iterator[tuple[str, list[Variant]]]:
