@@ -36,7 +36,7 @@ from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.retention import deletion, holding
 from selfguide.spec.run import RunFolder
 from selfguide.spec.score_sweep import ScoreSweep
-from selfguide.spec.validate import validate
+from selfguide.spec.validate import validate_scoring
 from selfguide.spec.weak import CONDITION, check_snapshots
 from shards import cli
 from shards.errors import UserError
@@ -302,7 +302,7 @@ def _configs(view: RunView, config: Config, settings: Sequence[str], images: int
             )
         if of.sampler.g != 1:
             check_snapshots(of.sampler.weak, images, view.published)
-        validate(of)
+        validate_scoring(of)
         header = view.snapshots[images]["data"].get("header")
         of = references.resolved(of, header, before, load)
         missing = lacks(of, _encoder(view, images))
@@ -324,7 +324,7 @@ def _check_confirming(view: RunView, configs: Sequence[Config], images: int, sam
     for each in configs:
         try:
             more = decide.confirming(each, samples)
-            validate(more)
+            validate_scoring(more)
             check_samples(more, latents)
         except UserError as error:
             raise UserError(f"--confirm {samples}: {error}") from error

@@ -18,7 +18,14 @@ from selfguide.spec import timm_nets
 from selfguide.spec.config import Config, EvaluationConfig
 from selfguide.spec.config.data import fits
 from selfguide.spec.config.evaluation import FILES, LEAST_REAL, MANIFESTS, PINS
-from selfguide.spec.data_fit import check_counts, check_labels, check_part, check_scored, part_seed
+from selfguide.spec.data_fit import (
+    check_counts,
+    check_labels,
+    check_other_images,
+    check_part,
+    check_scored,
+    part_seed,
+)
 from selfguide.spec.extras import check_real
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.weight_files import locate_reference
@@ -83,6 +90,8 @@ def pinned(
             raise UserError(f"evaluation.{name}={root}: {error}") from error
         if evaluation.protocol == "probe":
             check_labels(root, found)
+            (trained_on,) = (load or load_manifests)(config.data.root, None)
+            check_other_images(root, found, trained_on)
             if not fits(config.data, found.model_shape):
                 raise UserError(
                     f"evaluation.{name}={root} are of {list(found.model_shape)} and the model of "

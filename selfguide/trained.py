@@ -27,6 +27,7 @@ from selfguide.sampling.generate import generate_each
 from selfguide.sampling.group_names import Naming, naming_of, without_banned
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import SamplerConfig, build
+from selfguide.spec.config.laws import as_typed
 from selfguide.spec.config.sampler import check_sampler, settings_read
 from selfguide.spec.find import find_snapshot
 from selfguide.spec.weak import CONDITION, weak_models
@@ -295,6 +296,17 @@ def changed_sampler(snapshot: Snapshot, changes: Mapping[str, Any]) -> SamplerCo
         own = {name: own[name] for name in kept}
     sampler = build(SamplerConfig, own | dict(changes), "sampler")
     check_sampler(sampler, snapshot.config.path)
+    for name in ("weak", "interval", "guided_channels"):
+        if name in changes and "g" not in changes and sampler.g == 1:
+            raise UserError(
+                f"sampler.{name}={as_typed(changes[name])} says how to guide, and this snapshot's own sampler.g=1 is "
+                "no guidance; give sampler.g=1.5 as well, or leave it out"
+            )
+    if "steps" in changes and sampler.name == "dopri5":
+        raise UserError(
+            f"sampler.steps={sampler.steps} is a number that dopri5 chooses itself, by sampler.rtol and sampler.atol; "
+            "leave it out, or change the sampler"
+        )
     by_condition = any(each.kind == CONDITION for each in weak_models(sampler.weak))
     if "g" in changes and sampler.g != 1 and by_condition and not snapshot.conditioned:
         raise UserError(

@@ -30,7 +30,7 @@ from selfguide.spec.lacks import encoder_of, lacks
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.records import records
 from selfguide.spec.run import RunFolder
-from selfguide.spec.validate import validate
+from selfguide.spec.validate import validate_scoring
 from selfguide.spec.weak import weak_models
 from shards import cli
 from shards.errors import UserError
@@ -136,7 +136,7 @@ def _scored_as(config: Config, snapshot: Snapshot, settings: Sequence[str]) -> C
             )
     before, header = (config.evaluation, *config.more_evaluations), snapshot.data.get("header", {})
     config = changed(config, settings)
-    validate(config)
+    validate_scoring(config)
     config = references.resolved(config, header, before, references.load_manifests)
     if missing := lacks(config, encoder_of(header)):
         raise UserError(missing[0].sentence)
@@ -150,7 +150,7 @@ def _check_enough(config: Config, by: EvaluationConfig, snapshot: Snapshot, flag
         config, evaluation=by, more_evaluations=(), sampler=replace(config.sampler, g=1.0)
     )
     try:
-        validate(scored)
+        validate_scoring(scored)
         check_samples(scored, encoder_of(snapshot.data.get("header", {})) is not None)
     except UserError as error:
         raise UserError(f"{flag} {by.samples}: {error}") from error

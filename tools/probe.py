@@ -122,11 +122,12 @@ def settings(probed: Measured, use: str) -> str:
         layer = architecture(probed.config).layer(layer)
     if use == "self_condition":
         return f"model.self_condition={layer}"
-    # what was probed is read: experiments pool otherwise
-    pooled = f"guidance.pooling={probed.pooling}"
+    # what was probed is read: experiments pool otherwise, unless every patch is in a group
+    patches = getattr(probed.config.guidance, "level", "image") == "patch"
+    pooled = "" if patches else f"guidance.pooling={probed.pooling}"
     if use == "contrastive":
         pooled = f"contrastive.feature={'cls' if probed.pooling == 'cls' else 'pooled'}"
-    return f"{use}.layer={layer} {use}.noise_time={noise_time} {pooled}"
+    return f"{use}.layer={layer} {use}.noise_time={noise_time} {pooled}".rstrip()
 
 
 def _measure(

@@ -20,6 +20,7 @@ from selfguide.sampling.condition_sampler import (
 from selfguide.sampling.group_names import Naming, without_banned
 from selfguide.sampling.groups import patch_layout
 from selfguide.snapshot import Snapshot
+from selfguide.spec.weak import CONDITION, weak_models
 from shards import cli
 from shards.errors import UserError
 from shards.format.classes import label_of
@@ -51,6 +52,15 @@ def condition_of(
         naming.refuse_banned((first, second))
         return queries.between(snapshot, first, second, options.count)
     if options.uncond:
+        by_condition = all(
+            each.kind == CONDITION
+            for each in weak_models(options.weak or snapshot.config.sampler.weak)
+        )
+        if options.g not in (None, 1) and by_condition:
+            raise UserError(
+                f"--uncond --g {options.g:g}: without a condition there is none to be guided by; leave out --g, or "
+                "give --weak another model"
+            )
         return queries.without_condition(snapshot, options.count)
     if options.label is not None:
         ids = queries.labels(snapshot, options.label)

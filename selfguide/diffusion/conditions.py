@@ -93,6 +93,13 @@ def concatenate(first: Condition, second: Condition) -> Condition:
     return Condition(torch.cat((first.state, second.state)), **joined)
 
 
+def mirrored_labels(mirrored: Tensor) -> Tensor:
+    """(B, 9) the field `augment` of images of which those in `mirrored` (B,) are mirrored and nothing else is done."""
+    labels = torch.zeros(len(mirrored), 9, device=mirrored.device)
+    labels[:, 0] = mirrored
+    return labels
+
+
 def zero_unconditioned(value: Tensor, state: Tensor) -> Tensor:
     """`value` (B, ...) with zeros for images that are not conditioned: what was dropped may hold anything, NaN too."""
     conditioned = (state == CONDITIONED).view(*state.shape, *[1] * (value.dim() - state.dim()))

@@ -16,7 +16,7 @@ from torch import Tensor
 from selfguide.data.autoencoders import Autoencoder, to_images
 from selfguide.data.crop_flip import CropFlip
 from selfguide.data.normaliser import Normaliser
-from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition
+from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition, mirrored_labels
 from selfguide.diffusion.preconditioning import build_preconditioning
 from selfguide.models.backbone import pool
 from selfguide.randomness import normal
@@ -135,27 +135,37 @@ class SnapshotFeatures:
 
     @torch.no_grad()
     def of_layers(
-        self, x0: Tensor, eps: Tensor, numbers: Sequence[int], place: Tensor | None = None
+        self,
+        x0: Tensor,
+        eps: Tensor,
+        numbers: Sequence[int],
+        place: Tensor | None = None,
+        mirrored: Tensor | None = None,
     ) -> list[Tensor]:
         """Features (B, F) of several layers, from one forward of images x0 (B, C, H, W) with the noise `eps`; fp32, on
         the snapshot's device.
 
         Args:
             place: (B,) in [0, 1), where in each image the one patch is that is taken in place of all of them.
+            mirrored: (B,) which images are, for a network that was trained with augmentation.
         """
         layers = self.snapshot.student.backbone.net.layers
         extras = [layers[number - 1].extras for number in numbers]
-        both = zip(self._tokens(x0, eps, numbers), extras, strict=True)
+        augment = None if mirrored is None else mirrored_labels(mirrored)
+        both = zip(self._tokens(x0, eps, numbers, augment), extras, strict=True)
         if place is not None:
             return [_one_patch(each[:, n:], place).float() for each, n in both]
         return [pool(each, self.pooling, n, cls=self.cls).float() for each, n in both]
 
-    def _tokens(self, x0: Tensor, eps: Tensor, numbers: Sequence[int]) -> list[Tensor]:
+    def _tokens(
+        self, x0: Tensor, eps: Tensor, numbers: Sequence[int], augment: Tensor | None = None
+    ) -> list[Tensor]:
         device, backbone = self.snapshot.device, self.snapshot.student.backbone
         tau = torch.full((len(x0),), self.noise_time, device=device)
         x = self.preconditioning.noised(x0.to(device), eps.to(device), tau)
         x = x.to(next(self.snapshot.student.parameters()).dtype)
-        nothing = Condition(torch.full((len(x0),), self.state, device=device))
+        state = torch.full((len(x0),), self.state, device=device)
+        nothing = Condition(state, augment=None if augment is None else augment.to(device))
         return backbone.features_of(x, tau, nothing, numbers)
 
     def shown(self, x0: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -20,7 +20,7 @@ from selfguide.data.crop_flip import mirrored
 from selfguide.data.normaliser import Normaliser
 from selfguide.discovery.features import SnapshotFeatures
 from selfguide.randomness import normal, uniform
-from selfguide.spec.data_fit import check_labels
+from selfguide.spec.data_fit import check_labels, check_other_images
 from selfguide.spec.rank_status import RankStatus
 from shards.errors import UserError
 from shards.format import manifest as manifests
@@ -58,6 +58,7 @@ class Labelled:
         check_labels(self.root, self.manifest)
         if self.test_root:
             check_labels(self.test_root, self.test_manifest)
+            check_other_images(self.test_root, self.test_manifest, self.manifest)
             if self.test_manifest.classes != self.manifest.classes:
                 raise UserError(
                     f"evaluation.shards={self.test_root} have {self.test_manifest.classes} classes, and the shards in "
@@ -103,12 +104,16 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images x0 (B, C, H, W) as the model sees them, their noise, a place in each (B,) in [0, 1), and labels (B,)."""
+    """Images x0 (B, C, H, W) as the model sees them, their noise, a place in each (B,) in [0, 1), and labels (B,).
+
+    `mirrored` (B,) says which are, where the network is told; None where it never was.
+    """
 
     x0: Tensor
     eps: Tensor
     place: Tensor
     labels: Tensor
+    mirrored: Tensor | None = None
 
 
 class Batches:
@@ -131,7 +136,8 @@ class Batches:
         self.data, self.net, self.status, self.size = data, net, status, size
         config = net.snapshot.config
         # augmentation mirrors as well, in place of data.flip
-        self.seed, self.flip = data.seed, config.data.flip or config.augment.on
+        self.augmented = config.augment.on
+        self.seed, self.flip = data.seed, config.data.flip or self.augmented
 
     def shuffled(self, number: int) -> Iterator[Batch]:
         """The training part in the order of this pass, mirrored and noised anew."""
@@ -150,10 +156,11 @@ class Batches:
             # places of no other pass
             position = torch.from_numpy(found) + number * count
             x0 = self.net.shown(normaliser.encode(stored, self.seed, position))
-            if self.flip:
-                turned = mirrored(self.seed, position)[:, None, None, None]
-                x0 = torch.where(turned, x0.flip(-1), x0)
-            yield self._noised(x0, "probe-noise", position, labels)
+            turned = mirrored(self.seed, position) if self.flip else None
+            if turned is not None:
+                x0 = torch.where(turned[:, None, None, None], x0.flip(-1), x0)
+            batch = self._noised(x0, "probe-noise", position, labels)
+            yield replace(batch, mirrored=turned if self.augmented else None)
 
     def plain(self, part: Part) -> Iterator[Batch]:
         """A part as it is, each image with noise of its own."""

@@ -220,7 +220,7 @@ class _Unit:
         if self.noise_time is None:
             return [batch.x0.flatten(1).to(self.net.snapshot.device)]
         place = batch.place if self.evaluation.pooling == "token" else None
-        return self.net.of_layers(batch.x0, batch.eps, self.numbers, place)
+        return self.net.of_layers(batch.x0, batch.eps, self.numbers, place, batch.mirrored)
 
     def _state(self, work: Path) -> Path:
         return work / f"{self.name}{PASS}"

@@ -30,7 +30,8 @@ class Health:
         if self.probe is None:
             kept = ("x0", "eps", "tau", "x", "position", "ordinal")
             few = {name: getattr(batch, name)[:PROBE].clone() for name in kept}
-            self.probe = replace(batch, **few, label=None, crop_flip=None)
+            whole = None if batch.unaugmented is None else batch.unaugmented[:PROBE].clone()
+            self.probe = replace(batch, **few, unaugmented=whole, label=None, crop_flip=None)
             self.together = len(batch.x0)
 
     def measure(

@@ -228,7 +228,8 @@ class OnlineSource(Component):
     def load_state_dict(self, state: Mapping[str, Tensor], rank: int) -> None:
         """Counts go on exactly at any world size. Queues are each rank's own: a new rank begins with an empty one."""
         self.prototype_counts.load_totals(state["counters"], rank)
-        self._queued = state.get(f"queue-{rank}")
+        # also of a run that goes back, whose queue holds what came later
+        self._queue, self._queued = None, state.get(f"queue-{rank}")
 
 
 def _gathered(mine: Tensor | None) -> list[Tensor | None]:

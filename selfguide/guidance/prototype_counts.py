@@ -66,6 +66,8 @@ class PrototypeCounts:
     def load_totals(self, totals: Tensor, rank: int) -> None:
         """On rank 0 the sums of all ranks, elsewhere zeros."""
         self.counts = totals.clone() if rank == 0 else torch.zeros_like(totals)
+        # the next step is one that was not counted, also where a run goes back to its beginning
+        self._images = -1
 
     def report(self) -> Learned:
         """All ranks call; the next report begins here."""

@@ -8,6 +8,7 @@ gradients are those of one process with all of these.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -16,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfguide.data.batch import Batch
-from selfguide.data.crop_flip import sample_crop_flip
-from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition
+from selfguide.data.crop_flip import mirrored, sample_crop_flip
+from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition, mirrored_labels
 from selfguide.diffusion.preconditioning import build_preconditioning
 from selfguide.distributed import sum_over_ranks, world_size
 from selfguide.guidance.component import Component, Stepped, Weights
@@ -38,7 +39,8 @@ class Contrastive(Component):
     def __init__(self, config: Config) -> None:
         self.settings, self.seed, guidance = config.contrastive, config.seed, config.guidance
         self.view_seed = stream_seed(self.seed, "view", 0)
-        self.mirrors = config.data.flip or config.augment.on
+        self.augments = config.augment.on
+        self.mirrors = config.data.flip or self.augments
         self.preconditioning = build_preconditioning(config.path)
         minimal = self.settings.target == "minimal"
         self.noise_time = self.preconditioning.path.last if minimal else self.settings.noise_time
@@ -68,6 +70,10 @@ class Contrastive(Component):
         tau = x0.new_full((len(x0),), self.noise_time, dtype=torch.float32)
         x = self.preconditioning.noised(x0, eps.to(x0.dtype), tau)
         nothing = Condition(torch.full((len(x0),), self.state, device=x0.device))
+        if self.augments and self.settings.view == "moved":
+            # an augmented network knows mirrored images by their label alone
+            turned = mirrored(self.view_seed, batch.position).to(x0.device)
+            nothing = replace(nothing, augment=mirrored_labels(turned))
         branch = cast(Branch, teacher.branches[self.name])
         found = branch.target(teacher.backbone, x.to(batch.x.dtype), tau, nothing)
         assert found is not None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from selfguide.diffusion.conditions import Condition
@@ -186,7 +187,9 @@ def same_groups(snapshot: Snapshot, other: Snapshot, condition: Condition) -> Co
     rows, its = ours.condition_rows(), theirs.condition_rows()
 
     def moved(values: Tensor | None) -> Tensor | None:
-        return None if values is None else its[(values.to(rows.dtype) @ rows.T).argmax(-1)]
+        # averaged rows are not of one length
+        near = F.normalize(rows, dim=1).T
+        return None if values is None else its[(values.to(rows.dtype) @ near).argmax(-1)]
 
     return replace(condition, dense=moved(condition.dense), patch=moved(condition.patch))
 

@@ -196,6 +196,19 @@ def check_labels(root: str, manifest: Manifest) -> None:
         )
 
 
+def check_other_images(root: str, test: Manifest, training: Manifest) -> None:
+    """Returns when the shards in `root`, of the manifest `test`, are others than those that a probe trains on.
+
+    Raises:
+        UserError: they are the same, so that it would be tested on what it has learned.
+    """
+    if test.hash == training.hash:
+        raise UserError(
+            f"evaluation.shards={root} are the shards that the probe is trained on, so it would be tested on images "
+            "that it knows; leave evaluation.shards out, which tests on a fifth of them, or give others"
+        )
+
+
 def _check_first_weights(config: Config, header: Header) -> None:
     """Weights go on learning in the units they know: of another encoder or scale every latent means something else."""
     init = config.init

@@ -22,6 +22,7 @@ from selfguide.spec.retention import deletion
 from selfguide.spec.run import complete, image_folder
 from selfguide.spec.sizes import TABLE, architecture
 from selfguide.spec.unet import UNetArchitecture
+from selfguide.spec.uvit import UViTArchitecture
 from shards import storage
 from shards.errors import UserError
 
@@ -31,7 +32,8 @@ SAFE, PICKLED = ".safetensors", (".pt", ".pth", ".bin", ".ckpt")
 # what weights it never saw, or hardly: first weights are replaced, and the index that fp32 missed is 3e-5 away
 _FREE = (
     *("classes", "dense", "dense_patch", "cls_token", "token_std", "time", "dropout"),
-    *("plain_init", "whole_index", "augment"),
+    # routed networks have the weights of dense ones, and their names
+    *("plain_init", "whole_index", "augment", "route"),
 )
 
 
@@ -180,8 +182,8 @@ def _header(path: Path, where: str) -> dict[str, tuple[int, ...]]:
 def begins_fresh(config: Config) -> tuple[str, ...]:
     """What the run has and the snapshot that it begins from has not, a sentence each.
 
-    The network's own prediction is the snapshot's all the same: what stands beside it changes nothing, and what stands
-    in it begins as zeros.
+    Tokens that are new change the network's prediction a little. All else leaves it the snapshot's: what stands beside
+    it changes nothing, and what stands in it begins as zeros.
     """
     init = config.init
     folder = Path(init.path or "")
@@ -192,6 +194,15 @@ def begins_fresh(config: Config) -> tuple[str, ...]:
     where, found = f"the snapshot in init.path={init.path}", []
     if net.self_condition and not its.self_condition:
         found.append(f"model.self_condition={net.self_condition} begins as zeros: {where} has none")
+    tokens = {"cls_token": getattr(net, "cls_token", False)}
+    # of other networks its labels are added to an embedding, as zeros
+    tokens["augment"] = isinstance(net, UViTArchitecture) and bool(net.augment)
+    for token, here in tokens.items():
+        if here and not getattr(its, token, False):
+            what = "model.cls_token=true" if token == "cls_token" else "augment"
+            found.append(
+                f"{what}: its token is new to the network, whose prediction it changes a little: {where} has none"
+            )
     for name, settings in config.components.items():
         layer, other = settings.reads(net), theirs.components.get(name)
         if layer is None:
@@ -202,6 +213,10 @@ def begins_fresh(config: Config) -> tuple[str, ...]:
             found.append(
                 f"{name}: what it trains beside the network begins anew: in {where} it read layer {was}, and here "
                 f"{layer}"
+            )
+        elif other.parameters(its) != settings.parameters(net):
+            found.append(
+                f"{name}: what it trains beside the network begins anew: in {where} it is of other sizes"
             )
     return tuple(found)
 

@@ -77,6 +77,25 @@ def validate(config: Config) -> None:
         check_read(getattr(config, name), name)
     config.guidance.check(config)
     _check_network(config)
+    _check_scored(config)
+
+
+def validate_scoring(config: Config) -> None:
+    """Returns when a run that was trained under this config can be sampled and scored as it says.
+
+    Laws of training are left out: a snapshot that is there may be older than one of them.
+
+    Raises:
+        UserError: as `validate`.
+    """
+    for each in (config.evaluation, *config.more_evaluations):
+        check(each, "evaluation")
+        check_read(each, "evaluation")
+    check_sampler(config.sampler, config.path)
+    _check_scored(config)
+
+
+def _check_scored(config: Config) -> None:
     _check_sampling(config)
     for by in config.scored_by or (config,):
         _check_evaluation(by)

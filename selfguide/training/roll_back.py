@@ -79,9 +79,15 @@ def records(run: RunFolder) -> Sequence[Mapping[str, Any]]:
 
 
 def passed(run: RunFolder, images: int) -> tuple[int, bool]:
-    """Positions of the data that a run has passed over, and whether its checkpoint at `images` is from before that."""
+    """Positions of the data that a run has passed over, and whether its checkpoint at `images` is from before that.
+
+    From a checkpoint before the one that it went back to, as where that was damaged since, all up to the break are.
+    """
     known = records(run)
-    return (known[-1]["passed"], images <= known[-1]["to"]) if known else (0, False)
+    if not known:
+        return 0, False
+    last = known[-1]
+    return last["passed"] + max(0, last["to"] - images), images <= last["to"]
 
 
 def _path(run: RunFolder) -> Path:

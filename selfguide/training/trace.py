@@ -26,8 +26,13 @@ class Trace:
             activities = [ProfilerActivity.CPU]
             if torch.cuda.is_available():
                 activities.append(ProfilerActivity.CUDA)
-            self._profile = profile(activities=activities)
-            self._profile.start()
+            made = profile(activities=activities)
+            try:
+                made.start()
+            except RuntimeError as error:  # another profiler has the device
+                log.warning(f"no trace: {error}")
+                return
+            self._profile = made
 
     def stepped(self, images: int) -> Path | None:
         """After a step that ended at `images`: returns the file, where that was the last one to trace."""
@@ -41,9 +46,9 @@ class Trace:
         traced, self._profile = self._profile, None
         if traced is None:
             return None
-        traced.stop()
         path = self._folder / f"img-{images:012d}-rank-{self._rank}.json.gz"
         try:
+            traced.stop()
             path.parent.mkdir(parents=True, exist_ok=True)
             # a reader never sees half of it
             begun = path.with_name(f".{path.name}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from selfguide.distributed import RankInfo, on_rank_0
@@ -32,7 +32,8 @@ class Tuning:
         self.trace = Trace(lease.run.root / "traces", rank_info.rank)
         self._looked = -float("inf")
         self._newest = 0
-        asked = on_rank_0(lambda: tuning.requests(lease.run))
+        self._denied = ""
+        asked = on_rank_0(self._requests) or []
         settled = [each for each in asked if each["attempt"] < lease.number or each["applied"]]
         self.log_every = on_rank_0(lambda: _last(lease.run, settled, log_every))
         self.settled = max((each["number"] for each in settled), default=0)
@@ -40,8 +41,26 @@ class Tuning:
     def newest(self) -> int:
         """Number of the newest request; of rank 0, which alone looks."""
         if self._rank == 0 and time.monotonic() - self._looked >= LOOK_S:
-            self._newest, self._looked = tuning.newest(self._lease.run), time.monotonic()
+            self._looked = time.monotonic()
+            with self._going_on():
+                self._newest = tuning.newest(self._lease.run)
         return self._newest
+
+    def _requests(self, after: int = 0) -> list[dict[str, Any]] | None:
+        """Those behind a number; None where they cannot be read now."""
+        with self._going_on():
+            return tuning.requests(self._lease.run, after)
+        return None
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Says once why a folder cannot be read or written, as one that another account made; that ends no training."""
+        try:
+            yield
+        except OSError as error:
+            if str(error) != self._denied:
+                self._denied = str(error)
+                log.warning(f"what is asked of the run cannot be read, or not answered: {error}")
 
     def apply(self, newest: int, images: int, save: Callable[[], object]) -> bool:
         """All ranks call after the step that ended at `images`, with the same `newest`; returns whether to stop.
@@ -52,7 +71,9 @@ class Tuning:
         if newest <= self.settled:
             return False
         run, attempt = self._lease.run, self._lease.number
-        asked = on_rank_0(lambda: tuning.requests(run, self.settled))
+        asked = on_rank_0(lambda: self._requests(self.settled))
+        if asked is None:
+            return False
         stop = False
         for each in (each for each in asked if each["number"] <= newest):
             settings: dict[str, Any] = each["settings"]
@@ -70,7 +91,9 @@ class Tuning:
                 )
             elif self._rank == 0:
                 log.info(f"request {number} at {images:,} images: {_typed(settings)}")
-            on_rank_0(partial(tuning.record_applied, run, number, attempt, images))
+            if self._rank == 0:
+                with self._going_on():
+                    tuning.record_applied(run, number, attempt, images)
         self.settled = newest
         if stop:
             self.trace.end(images)

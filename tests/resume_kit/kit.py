@@ -116,9 +116,12 @@ def check_newest(trainer: Trainer, whole: Whole, folder: Path) -> None:
 def check_worlds(trainer: Trainer, whole: Whole, folder: Path) -> None:
     """On two ranks, then one, then four: the same up to the order of sums, and the same samples at each step."""
     every, batch = trainer.every, trainer.batch
-    trainer.attempt(folder, 2, Kill(every + batch))
-    trainer.attempt(folder, 1, Kill(2 * every + batch))
-    trainer.attempt(folder, 4)
+    for world, kill in ((2, Kill(every + batch)), (1, Kill(2 * every + batch)), (4, None)):
+        seen = trainer.attempt(folder, world, kill)
+        _took_steps(seen)
+        for images, samples in seen.order.items():
+            wanted = whole.seen.order[images]
+            assert sorted(samples) == sorted(wanted), f"other samples at {images:,} images"
     _same(whole.final, trainer.final(folder), TOLERANCE)
 
 
@@ -147,10 +150,17 @@ def failures(trainer: Trainer, root: Path) -> Mapping[str, str]:
 def _alike(whole: Whole, seen: Seen) -> None:
     """Every step that an attempt took is the step of the run that nothing interrupted."""
     wanted = whole.seen
+    _took_steps(seen)
     for images, samples in seen.order.items():
         assert list(samples) == list(wanted.order[images]), f"other samples at {images:,} images"
     for images, loss in seen.losses.items():
         assert loss == wanted.losses[images], f"another loss at {images:,} images"
+
+
+def _took_steps(seen: Seen) -> None:
+    """It says what it did: what says nothing is like anything."""
+    assert seen.order and seen.losses, f"no step was seen from {seen.begun:,} images on"
+    assert min(seen.order) == seen.begun, f"its first step is not that at {seen.begun:,} images"
 
 
 def _ends_alike(trainer: Trainer, whole: Whole, folder: Path, *, finished: bool = False) -> None:

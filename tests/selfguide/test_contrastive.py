@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from launcher.compose import compose
 from selfguide.data.batch import Batch
+from selfguide.data.crop_flip import mirrored
 from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition
 from selfguide.diffusion.paths import build_path
 from selfguide.distributed import RankInfo
@@ -197,8 +198,15 @@ def test_the_teacher_sees_images_as_they_were_before_they_were_augmented() -> No
     augmented = replace(plain, x0=plain.x0.rot90(dims=(2, 3)), unaugmented=plain.x0)
     keys = source.keys(augmented, teacher.module)
     assert torch.equal(keys, source.keys(plain, teacher.module))
-    # every second one is mirrored, as it is in training
+    # every second one is mirrored, as it is in training, and the network is told which are
     assert source.mirrors and not Contrastive(settled()).mirrors
+    embedding = teacher.module.backbone.augment
+    assert embedding is not None
+    with torch.no_grad():
+        embedding.linear.weight[:, 0] += 1
+    turned = mirrored(source.view_seed, plain.position)
+    moved = (source.keys(plain, teacher.module) - keys).abs().flatten(1).sum(1) > 1e-6
+    assert torch.equal(moved, turned) and 0 < turned.sum() < len(turned)
 
 
 def test_a_view_is_moved_by_a_cell_at_most_and_mirrored_where_training_mirrors() -> None:

@@ -300,6 +300,12 @@ def test_a_queue_joins_sinkhorn_and_gets_no_loss() -> None:
     resumed.load_state_dict(source.state_dict(), rank=0)
     again = [s.loss(outputs, batch, None) for s in (source, resumed)]
     assert torch.equal(again[0], again[1])  # type: ignore[arg-type]
+    # a run that goes back forgets what came later
+    kept = resumed.state_dict()
+    resumed.loss(outputs, batch, None)
+    assert not torch.equal(resumed.state_dict()["queue-0"], kept["queue-0"])
+    resumed.load_state_dict(kept, rank=0)
+    assert torch.equal(resumed.state_dict()["queue-0"], kept["queue-0"])
 
 
 def test_an_epsilon_below_fp32s_range_still_separates_prototypes() -> None:

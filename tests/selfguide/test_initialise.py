@@ -294,6 +294,27 @@ def test_a_branch_is_taken_where_it_reads_the_same_layer_and_begins_anew_elsewhe
     assert begin(plain)[1]["parts"] == ["backbone", "head"] and begins_fresh(plain) == ()
 
 
+def test_a_token_that_the_snapshot_has_not_is_said(tmp_path: Path) -> None:
+    publish(tmp_path / "s", config("d"))
+    cfg = config(
+        "d", from_snapshot(tmp_path / "s"), model=replace(config("d").model, cls_token=True)
+    )
+    begin(cfg)
+    (said,) = begins_fresh(cfg)
+    assert said.startswith("model.cls_token=true: its token is new") and "a little" in said
+
+
+def test_a_dense_run_begins_from_a_routed_one_and_the_other_way(tmp_path: Path) -> None:
+    dense = config("d")
+    deep = replace(dense, model=replace(dense.model, depth=6))
+    routed = replace(deep, model=replace(deep.model, route=0.5))
+    for theirs, ours in ((routed, deep), (deep, routed)):
+        folder = tmp_path / str(ours.model.route)
+        found = publish(folder, theirs)
+        student, _, _ = begin(replace(ours, init=from_snapshot(folder)))
+        assert all(torch.equal(t, found.state_dict()[n]) for n, t in student.state_dict().items())
+
+
 def test_self_conditioning_that_the_snapshot_has_not_begins_as_zeros_and_is_said(
     tmp_path: Path,
 ) -> None:

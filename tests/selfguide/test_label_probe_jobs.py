@@ -193,6 +193,12 @@ def test_one_patch_of_an_image_is_that_at_its_place_of_a_plain_forward(snapshot:
         torch.testing.assert_close(found[number], tokens[number, patch])
 
 
+def test_a_probe_is_not_tested_on_the_shards_that_it_is_trained_on(snapshot: Snapshot) -> None:
+    root = snapshot.data["root"]
+    with pytest.raises(UserError, match=f"evaluation.shards={root} are the shards .* leave"):
+        Labelled(root=root, test_root=root, most=30, seed=0)
+
+
 def test_places_of_patches_are_even_and_anew_at_each_pass(snapshot: Snapshot) -> None:
     data = Labelled(root=snapshot.data["root"], test_root=None, most=30, seed=0)
     net = SnapshotFeatures(snapshot, snapshot.data["header"])

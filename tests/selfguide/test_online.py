@@ -1,5 +1,6 @@
 """The online head and source: what L_SK may move, what it may not, and statistics over all ranks."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from selfguide.diffusion import conditions
 from selfguide.diffusion.conditions import UNCONDITIONAL
 from selfguide.distributed import RankInfo, sum_over_ranks
 from selfguide.guidance.component import Component, Inputs
+from selfguide.guidance.health import PROBE
 from selfguide.guidance.online import OnlineSource
 from selfguide.guidance.prototype_counts import CONDITIONED
 from selfguide.networks.head import GlobalBatchNorm
@@ -68,6 +70,25 @@ def make(
 def inputs(source: Component, batch: Batch, teacher: Teacher) -> Inputs:
     """What a step reads with `source` as its only component."""
     return Components((source,)).inputs(batch, teacher.module)
+
+
+def test_health_asks_again_for_images_as_they_were_before_they_were_augmented() -> None:
+    """Of a micro-batch that is larger than what it keeps."""
+    _, teacher, source, batch = make(online_config(), images=448)
+    several = replace(
+        batch,
+        **{
+            name: getattr(batch, name).repeat(6, *[1] * (getattr(batch, name).dim() - 1))
+            for name in ("x0", "eps", "tau", "x", "position", "ordinal")
+        },
+    )
+    several = replace(several, unaugmented=several.x0.flip(-1))
+    source.health.see(several)
+    assert source.health.probe is not None and len(source.health.probe.x0) == PROBE < len(
+        several.x0
+    )
+    assert torch.equal(source.health.probe.original, several.original[:PROBE])
+    assert len(source.extract(source.health.probe, teacher.module)) == PROBE
 
 
 def test_conditions_begin_at_the_switch_for_all_but_the_dropped() -> None:

@@ -109,6 +109,8 @@ def test_a_run_that_went_back_is_resumed_behind_what_it_passed_over(
     assert folder.saved() == [6 * BATCH] and job.state.images == 6 * BATCH
     assert roll_back.passed(folder, 6 * BATCH) == (2 * BATCH, True)
     assert roll_back.passed(folder, 8 * BATCH) == (2 * BATCH, False)
+    # where the checkpoint that it went back to is lost, it goes on behind the break all the same
+    assert roll_back.passed(folder, 4 * BATCH) == (4 * BATCH, True)
     again = Run(tmp_path, set())
     checkpoint.load(folder.checkpoint(6 * BATCH), again.job.state, single)
     again.job.state.passed, _ = roll_back.passed(folder, 6 * BATCH)

@@ -160,6 +160,35 @@ def test_a_request_that_was_written_by_hand_and_is_none_stops_no_training(
     assert Tuning(Lease(run, 2), RankInfo(0, 0, 1), 640).settled == 70_000_001
 
 
+def test_a_request_in_a_folder_that_denies_the_run_stops_no_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another account has made it."""
+    run, save = RunFolder(tmp_path), Saved()
+    run.attempt(1).mkdir(parents=True)
+    tuned = Tuning(Lease(run, 1), RankInfo(0, 0, 1), 640)
+    monkeypatch.setattr("selfguide.training.tuning.LOOK_S", 0.0)
+    assert tuning.ask(run, 1, {"log_every": 128}) == 1
+
+    def denied(*_: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "tune"))
+
+    with monkeypatch.context() as patch:
+        # a test that runs as root is denied nothing
+        patch.setattr(tuning, "record_applied", denied)
+        assert not tuned.apply(tuned.newest(), 64, save)
+        assert tuned.log_every == 128
+    assert tuning.ask(run, 1, {"save": True}) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "newest", denied)
+        patch.setattr(tuning, "requests", denied)
+        assert tuned.newest() == 1 and not tuned.apply(2, 128, save)
+        assert Tuning(Lease(run, 2), RankInfo(0, 0, 1), 640).log_every == 640
+    assert save.count == 0 and caplog.text.count("Permission denied") == 2
+    # what could not be read is read the next time
+    assert not tuned.apply(tuned.newest(), 192, save) and save.count == 1
+
+
 class Ready:
     def ready(self, batches: int, timeout_s: float = 0.0) -> bool:
         return True

@@ -6,10 +6,12 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from launcher.compose import compose
@@ -250,6 +252,16 @@ def test_prototypes_are_translated_by_their_number_and_states_stay(newest: Snaps
     moved = same_groups(newest, turned, dropped)
     assert torch.equal(moved.dense, turned.student.head.condition_rows()[ids])
     assert torch.equal(moved.state, dropped.state) and CONDITIONED in moved.state
+
+
+def test_a_prototype_stands_for_itself_beside_a_longer_one_that_is_near(newest: Snapshot) -> None:
+    """As in averages of unit rows, which are not of one length."""
+    rows = torch.eye(4, 8)
+    rows[0], rows[1] = 0.9 * rows[0], 0.99 * F.normalize(rows[0] + 0.2 * rows[1], dim=0)
+    head = SimpleNamespace(condition_rows=lambda: rows)
+    averaged: Any = SimpleNamespace(student=SimpleNamespace(head=head), conditioned=True)
+    moved = same_groups(averaged, averaged, Condition.of(dense=rows[:2]))
+    assert torch.equal(moved.dense, rows[:2])
 
 
 def _with_prototypes(snapshot: Snapshot, order: Tensor) -> Any:

@@ -1,7 +1,9 @@
 """The harness that every benchmark joins: it finds a real difference, and none where there is none."""
 
+import itertools
 import json
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +59,17 @@ def test_thrice_the_work_is_slower_and_the_same_work_is_not() -> None:
 
 def test_variants_take_turns_and_none_always_follows_the_same_one() -> None:
     calls: list[str] = []
-    variants = [Variant(n, lambda n=n: calls.append(n)) for n in "abc"]  # type: ignore[misc]
-    measure(variants, repeats=4, warmup=0)
-    turns = ["".join(calls[i : i + 4]) for i in range(0, 16, 4)]
-    assert len(set(turns)) == 4 and all(sorted(turn) == ["a", "a", "b", "c"] for turn in turns)
+    variants = [Variant(n, lambda n=n: calls.append(n)) for n in "abcde"]  # type: ignore[misc]
+    measure(variants, repeats=60, warmup=0)
+    turns = [calls[i : i + 6] for i in range(0, 360, 6)]
+    assert all(sorted(turn) == [*"aabcde"] for turn in turns)
+    # rotated orders would keep all neighbours but one
+    before = Counter(pair for turn in turns for pair in itertools.pairwise(turn))
+    assert all(before[x, y] < 25 for x in "bcde" for y in "bcde" if x != y)
+    again = list(calls)
+    calls.clear()
+    measure(variants, repeats=60, warmup=0)
+    assert calls == again, "every rank has the same order"
 
 
 @pytest.mark.slow

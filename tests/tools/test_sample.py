@@ -265,6 +265,18 @@ def test_a_snapshot_that_was_never_trained_without_its_condition_is_not_read_wit
         SnapshotFeatures(always, always.data["header"])
 
 
+def test_flags_that_nothing_would_read_are_refused(labelled: Path, tmp_path: Path) -> None:
+    words = [str(labelled), "--out", str(tmp_path), "--count", "1"]
+    for more, said in (
+        (["--weak", "head"], "--weak head .*give --g 1.5"),
+        (["--interval", "0.2", "0.8"], "--interval .*give --g 1.5"),
+        (["--sampler", "dopri5", "--steps", "3"], "--steps 3 .*dopri5 chooses"),
+        (["--uncond", "--g", "3"], "--uncond --g 3"),
+    ):
+        with pytest.raises(UserError, match=said):
+            sample.main([*words, *more])
+
+
 def test_a_papers_numbers_become_ours(run: Path, tmp_path: Path) -> None:
     lightning = ("--convention", "lightningdit", "--g", "6.7", "--shift", "0.3")
     _, said = sampled(run, tmp_path, "--count", "1", *lightning, "--interval", "0.11", "1")

@@ -6,6 +6,7 @@ import argparse
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from selfguide.evaluation.features.digitnet import embed
 from selfguide.evaluation.metrics.frechet import FrechetScore, Reference, between, frechet
 from selfguide.evaluation.metrics.moments import Moments
 from selfguide.evaluation.paired import paired_difference
+from selfguide.sampling.generate import NotFiniteError
 from selfguide.snapshot import Snapshot, load
 from tests.selfguide.snapshots import write_snapshot
 from tools.better import drawn_pixels
@@ -145,7 +147,7 @@ class Recorded:
 
 def test_one_net_chooses_and_the_other_reports_other_samples() -> None:
     search = Search(weights=(1.5, 2.0), chooses=10, reports=20)
-    snapshots = [argparse.Namespace(conditioned=True, images=100)] * 2
+    snapshots = [argparse.Namespace(never_null=False, conditioned=True, images=100)] * 2
     guides = search.guides(snapshots[0], (25, 100))  # type: ignore[arg-type]
     even = dict.fromkeys(guides, 5.0) | {Guide(g=2.0): 1.0}
     # the net that reports would have chosen none
@@ -161,9 +163,39 @@ def test_one_net_chooses_and_the_other_reports_other_samples() -> None:
     assert min(seed for seed, _ in fresh) >= 10
 
 
+def test_a_guidance_whose_samples_are_not_finite_is_left_out_of_the_search(capsys: Any) -> None:
+    search = Search(weights=(1.5, 9.0), chooses=10, reports=20)
+    snapshots = [argparse.Namespace(never_null=False, conditioned=True, images=100)] * 2
+    guides = search.guides(snapshots[0], (25, 100))  # type: ignore[arg-type]
+    recorded = Recorded(dict.fromkeys(guides, 5.0), dict.fromkeys(guides, 5.0))
+    sampled = recorded.sampled
+
+    def broken(of: object, guide: Guide, images: Set) -> argparse.Namespace:
+        if guide.g == 9 or (guide.g == 1 and search.chooses == 11):
+            raise NotFiniteError("samples are not finite")
+        return sampled(of, guide, images)
+
+    recorded.sampled = broken  # type: ignore[method-assign]
+    found = of_snapshots(recorded, snapshots, guides, search, "arm")  # type: ignore[arg-type]
+    assert {guide.g for guide in found.searched} == {1, 1.5}
+    assert "arm: g=9 is left out of the search" in capsys.readouterr().err
+    search = replace(search, chooses=11)
+    with pytest.raises(NotFiniteError):
+        of_snapshots(recorded, snapshots, guides, search, "arm")  # type: ignore[arg-type]
+
+
+def test_a_condition_that_was_never_dropped_is_not_searched() -> None:
+    snapshot = argparse.Namespace(never_null=True, conditioned=True, images=100)
+    guides = Search(weights=(1.5,)).guides(snapshot, (25, 100))  # type: ignore[arg-type]
+    assert {guide.weak for guide in guides if guide.g != 1} == {"snapshot-25"}
+
+
 def test_what_has_no_condition_is_guided_by_an_earlier_snapshot_alone() -> None:
     search = Search(weights=(1, 1.5))
-    none, one = (argparse.Namespace(conditioned=told, images=256_000) for told in (False, True))
+    none, one = (
+        argparse.Namespace(never_null=False, conditioned=told, images=256_000)
+        for told in (False, True)
+    )
     early = {Guide(g=1.5, interval=where, weak="snapshot-64000") for where in INTERVALS}
     away = {Guide(g=1.5, interval=where) for where in INTERVALS}
     published = (8_000, 64_000, 128_000, 256_000)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,8 @@ from selfguide.sampling import queries
 from selfguide.sampling.condition_sampler import samples_training_rows
 from selfguide.sampling.group_names import Naming, naming_of
 from selfguide.snapshot import Snapshot
-from selfguide.spec.config.sampler import check_sampler
+from selfguide.spec.config import SamplerConfig
+from selfguide.trained import changed_sampler
 from shards import cli, sidecar, storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
@@ -63,9 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     naming = Naming(groups=0) if snapshot is None or folder is None else naming_of(folder, snapshot)
     codec = autoencoder_of(manifest.header, options)
     labels = labels_of(root, manifest)
+    sampler = None if snapshot is None else sampler_of(snapshot, options)
     grouping = grouping_of(snapshot, found, manifest, labels, options)
     shown = grouping.order[: options.groups]
-    samples = samples_of(snapshot, codec, naming, shown, options)
+    samples = None
+    if snapshot is not None and sampler is not None:
+        samples = samples_of(snapshot, sampler, codec, naming, shown, options)
     nmi = None if labels is None else agreement(labels, grouping.ids)["nmi"]
     sources = [f"{snapshot.config.experiment}, {snapshot.images:,} images seen"] if snapshot else []
     sources += [f"groups of {found.folder}"] if found else []
@@ -191,20 +194,29 @@ def pictures_of(
     return made
 
 
+def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig | None:
+    """The run's own with --g; None of a run of which no group can be drawn.
+
+    Raises:
+        UserError: the snapshot cannot be guided so.
+    """
+    if not snapshot.conditioned or samples_training_rows(snapshot):
+        return None
+    try:
+        return changed_sampler(snapshot, {} if options.g is None else {"g": options.g})
+    except UserError as error:
+        raise UserError(str(error).replace("sampler.g=", "--g ")) from error
+
+
 def samples_of(
-    snapshot: Snapshot | None,
+    snapshot: Snapshot,
+    sampler: SamplerConfig,
     codec: Autoencoder | None,
     naming: Naming,
     shown: Sequence[int],
     options: argparse.Namespace,
-) -> dict[int, Tensor] | None:
-    """Images of each group that may be drawn, of the same noise for all; None of an unconditional run."""
-    if snapshot is None or not snapshot.conditioned or samples_training_rows(snapshot):
-        return None
-    sampler = snapshot.config.sampler
-    if options.g is not None:
-        sampler = replace(sampler, g=options.g)
-        check_sampler(sampler, snapshot.config.path)
+) -> dict[int, Tensor]:
+    """Images of each group that may be drawn, of the same noise for all."""
     allowed = [group for group in shown if group not in naming.banned]
     condition = queries.of_groups(snapshot, torch.tensor(allowed).repeat_interleave(options.count))
     seeds = (options.seed + torch.arange(options.count)).repeat(len(allowed))

@@ -6,6 +6,7 @@ difference smaller than what the base shows against itself is called none.
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -62,8 +63,8 @@ def measure(
     turn = [base, Variant(f"{base.name} again (A/A)", base.run), *variants[1:]]
     seconds: dict[str, list[float]] = {v.name: [] for v in turn}
     for number in range(warmup + repeats):
-        # the order rotates so that no variant always follows the same one
-        for variant in turn[number % len(turn) :] + turn[: number % len(turn)]:
+        # so that no variant always follows the same one; alike on all ranks
+        for variant in random.Random(number).sample(turn, len(turn)):
             rest()
             fence()
             start = clock()

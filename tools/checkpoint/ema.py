@@ -36,6 +36,7 @@ from selfguide.spec.files import read_config, to_yaml
 from selfguide.spec.find import find
 from selfguide.spec.posthoc import Profile, Reconstruction, reconstruct
 from selfguide.spec.run import RunFolder
+from selfguide.spec.weak import CONDITION, weak_models
 from selfguide.training.stored import Stored, open_checkpoint
 from shards import cli, storage
 from shards.errors import DamagedError, UserError
@@ -264,7 +265,17 @@ def _write_snapshot(out: Path, of: Path, made: Sequence[Made]) -> None:
     """A snapshot like that in `of` with these as its only averages, the first one its main."""
     config: Config = read_config(of / CONFIG)
     widths = tuple(each.std for each in made)
-    config = replace(config, train=replace(config.train, ema_halflife=(), ema_width=widths))
+    # others than its own can neither be scored nor be led away from
+    kept = {each.average for each in weak_models(config.sampler.weak)} - {
+        AverageSpec(width=width) for width in widths
+    }
+    plain = {} if kept <= {None} else {"g": 1.0, "weak": CONDITION}
+    config = replace(
+        config,
+        train=replace(config.train, ema_halflife=(), ema_width=widths),
+        evaluation=replace(config.evaluation, average=0),
+        sampler=replace(config.sampler, **plain),  # type: ignore[arg-type]
+    )
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from functools import cached_property
 from scipy import stats
 
 from selfguide.evaluation.metrics.frechet import FrechetScore
+from selfguide.sampling.generate import NotFiniteError
 from selfguide.snapshot import Snapshot, load
 from selfguide.spec.weak import CONDITION
 from shards import cli
@@ -103,7 +105,15 @@ def of_snapshots(
     pairs = [(guide, snapshot) for guide in guides for snapshot in snapshots]
     searched: dict[Guide, list[FrechetScore]] = {guide: [] for guide in guides}
     for guide, snapshot in cli.track(pairs, len(pairs), f"{doing}: guidance"):
-        searched[guide].append(bench.sampled(snapshot, guide, first).fd[CHOOSES])
+        if guide not in searched:
+            continue
+        try:
+            searched[guide].append(bench.sampled(snapshot, guide, first).fd[CHOOSES])
+        except NotFiniteError as error:
+            if guide == Guide():
+                raise
+            del searched[guide]
+            print(f"{doing}: {guide} is left out of the search, since {error}", file=sys.stderr)
     wanted = [(guide, s) for guide in (Guide(), chosen(searched)) for s in snapshots]
     measured = [
         bench.sampled(snapshot, guide, fresh).fd

@@ -38,7 +38,7 @@ class ContrastiveConfig(ComponentSettings):
     # noise in which the teacher sees its view: where a linear probe is best, or the path's least
     target: Annotated[Literal["probe", "minimal"], _ON] = "probe"
     # where that probe is best: 0.06 on CIFAR, and about 0.25 in VA-VAE's latents (DDAE++, table 10)
-    noise_time: Annotated[float, Within(0.0, 1.0, below=True), ReadWith("target=probe")] = 0.06
+    noise_time: Annotated[float, Within(0.0, 1.0, below=True), _ON] = 0.06
     # what the teacher sees, in noise of its own: the image mirrored and moved, or as it was before `augment`
     view: Annotated[Literal["moved", "same"], _ON] = "moved"
     # MoCo v3's for ViTs, as are the next two; DDAE++ gives none of the three
@@ -71,6 +71,11 @@ class ContrastiveConfig(ComponentSettings):
             raise UserError(
                 "contrastive.feature=cls reads a learned [CLS] token, and this network has none; set "
                 "model.cls_token=true (transformers), or take contrastive.feature=pooled"
+            )
+        if self.target == "minimal" and self.noise_time != ContrastiveConfig.noise_time:
+            raise UserError(
+                f"contrastive.noise_time={self.noise_time:g} is read with contrastive.target=probe only; take that, or "
+                f"leave it out, which is contrastive.noise_time={ContrastiveConfig.noise_time:g}"
             )
         if self.target == "probe":
             check_on_path(config.path, "contrastive.noise_time={}", self.noise_time)

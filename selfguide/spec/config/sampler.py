@@ -150,7 +150,12 @@ def check_sampler(config: SamplerConfig, path: PathConfig) -> None:
     """
     check(config, "sampler")
     check_read(config, "sampler")
-    weak_models(config.weak)
+    routed = any(weak.kind == "routed" for weak in weak_models(config.weak))
+    if config.name == "dopri5" and routed and config.g != 1:
+        raise UserError(
+            f"sampler.weak={config.weak} leaves out other tokens at each noise-time, so that dopri5, which steps until "
+            "it sees no change, takes ever smaller steps; take sampler=heun, or another weak model"
+        )
     sigmas = path.name in ("ve", "edm")
     if config.clip is None and config.clipped_noise != "reread":
         raise UserError(

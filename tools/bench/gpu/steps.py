@@ -139,6 +139,9 @@ def measured(
     route: float | None = None,
 ) -> dict[str, Any]:
     """Images/s and MFU of forward and backward alone, and of the whole step; those of the FLOPs that are computed."""
+    if extent.device.type == "cuda":
+        # the case before may have ended for want of it
+        torch.cuda.reset_peak_memory_stats(extent.device)
     engine = {"dtype": dtype_name(extent.dtype), "compile": execution == "compiled"}
     config = config_of(model, batch, route=route, backend="torch", **engine)
     trained = Trained(config, RankInfo(0, 0, 1), graph=execution == "graph")
@@ -159,7 +162,6 @@ def measured(
         found[name] = rate
     if extent.device.type == "cuda":
         found["memory_gib"] = torch.cuda.max_memory_allocated(extent.device) / 2**30
-        torch.cuda.reset_peak_memory_stats(extent.device)
     return found
 
 
