@@ -302,7 +302,7 @@ def test_a_queue_joins_sinkhorn_and_gets_no_loss() -> None:
     assert torch.equal(again[0], again[1])  # type: ignore[arg-type]
     # a run that goes back forgets what came later
     kept = resumed.state_dict()
-    resumed.loss(outputs, batch, None)
+    resumed.loss(outputs._replace(embedding=-outputs.embedding), batch, None)
     assert not torch.equal(resumed.state_dict()["queue-0"], kept["queue-0"])
     resumed.load_state_dict(kept, rank=0)
     assert torch.equal(resumed.state_dict()["queue-0"], kept["queue-0"])

@@ -410,7 +410,7 @@ def test_a_protocol_gives_back_its_weak_model() -> None:
 SUBMITTED = [
     ("digits_dit", "head", "auxiliary.weight"),
     ("digits_dit", "routed", "model.route"),
-    ("digits_guide", "average-7", "average-20000, average-5000"),
+    ("digits_guide", "average-7", "take sampler.weak=average-5000, or a new run"),
     ("digits_guide", "average-20000", "take sampler.weak=average-5000$"),
     ("digits_guide", "snapshot-256000", "before that at 256000; take sampler.weak=snapshot-"),
     ("digits_uncond", "condition", "guidance=online"),
