@@ -12,6 +12,7 @@ from selfguide.models import build
 from selfguide.models.backbone import Backbone
 from selfguide.models.routing import Route
 from selfguide.spec.architecture import PatchTransformer
+from selfguide.training.loop import routed
 from shards.errors import UserError
 
 SMALL = {"size": 8, "channels": 1, "patch": 2, "width": 32, "heads": 4, "classes": 0}
@@ -95,6 +96,22 @@ def test_every_parameter_learns_and_the_route_follows_the_seed(kind: str) -> Non
     assert losses[0] == losses[1] != losses[2]
     unused = [n for n, p in net.named_parameters() if p.grad is None]
     assert not unused
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_a_step_leaves_out_the_same_tokens_however_its_batch_is_cut(kind: str) -> None:
+    """So another number of ranks trains the same run."""
+    net, position = made(kind, 0.5).train(), torch.arange(700, 704)
+    x, tau, condition = inputs(4)
+    with routed(net, 3, position):
+        whole = net(x, tau, condition)
+    for at in range(4):
+        one = slice(at, at + 1)
+        with routed(net, 3, position[one]):
+            alone = net(x[one], tau[one], Condition.unconditional(1))
+        torch.testing.assert_close(alone, whole[one], rtol=1e-4, atol=1e-5)
+    with routed(net, 4, position):
+        assert not torch.allclose(net(x, tau, condition), whole, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", NETS)
