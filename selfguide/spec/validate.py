@@ -268,10 +268,10 @@ def _check_weak_model(config: Config, weak: WeakModel) -> None:
     if weak.average is not None and weak.average not in (kept := averages_of(config)):
         guided = config.evaluation.average
         others = [f"sampler.weak=average-{each.key}" for n, each in enumerate(kept) if n != guided]
+        others = others or ["sampler.g=1", "another weak model"]
         raise UserError(
-            f"sampler.weak={weak.word} is no average that the run keeps; take "
-            f"{' or '.join(others) or 'sampler.g=1, another weak model'}, or a new run with train.ema_halflife or "
-            "train.ema_width of several values"
+            f"sampler.weak={weak.word} is no average that the run keeps; take {' or '.join(others)}, or a new run with "
+            "train.ema_halflife or train.ema_width of several values"
         )
     last, every = config.train.images, config.train.snapshot_every
     # a run that went on under other settings has snapshots at other images
