@@ -6,6 +6,7 @@ writer's seconds are of a core that training leaves idle, or not.
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -25,15 +26,31 @@ from tools.bench.harness import Row, Variant, measure, part, seconds_of
 
 TITLE = "saves: ten steps with a checkpoint, DiT of 10 M parameters, AdamW and one average, fp32, one process"
 STEPS = 10
-# steps of about 500 ms on one core
-BATCH = 32
+# seconds that a step should take, whatever the machine; so there is a checkpoint every five
+STEP_S = 0.5
 
 
 def suite(repeats: int) -> list[Row]:
-    config = config_of("dit_digits", BATCH, backend="torch")
-    config = replace(config, model=replace(config.model, width=256, depth=8, heads=8))
+    config = _lasting(STEP_S)
     with tempfile.TemporaryDirectory(prefix="saves-") as folder:
         return timed(config, RunFolder(Path(folder)), repeats)
+
+
+def _lasting(step_s: float) -> Config:
+    """A DiT of 10 M parameters at the batch whose step takes about `step_s` here."""
+
+    def at(batch: int) -> Config:
+        config = config_of("dit_digits", batch, backend="torch")
+        return replace(config, model=replace(config.model, width=256, depth=8, heads=8))
+
+    batch = 32
+    # the second time near that batch
+    for _ in range(2):
+        trained = Trained(at(batch), RankInfo(0, 0, 1))
+        trained.step()  # warms up
+        took = statistics.median(seconds_of(trained.step) for _ in range(10))
+        batch = max(1, round(batch * step_s / took))
+    return at(batch)
 
 
 class Saving:
