@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import queue
 import socket
 import struct
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +26,8 @@ from shards.wait import wait_until
 
 T = TypeVar("T")
 
+# seconds after which ranks that wait for long work of rank 0 hear that it goes on
+_ASKED_S = 1.0
 _CURE = "have the node's name mean its own address, in DNS or in its /etc/hosts"
 
 
@@ -192,6 +196,30 @@ def on_rank_0(work: Callable[[], T]) -> T:
     """Calls `work` on rank 0 only, and returns its result, or raises its error, on every rank alike."""
     first = world_size() == 1 or dist.get_rank() == 0
     result, error = broadcast_from_rank_0(_outcome(work) if first else (None, None))
+    if error is not None:
+        raise error
+    return result
+
+
+def on_rank_0_at_length(work: Callable[[], T]) -> T:
+    """As `on_rank_0`, for `work` that may take longer than one collective may (`engine.timeout_s`).
+
+    It is done in a thread of rank 0, and each second the other ranks hear that it goes on.
+    """
+    if world_size() == 1:
+        return work()
+    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    first = dist.get_rank() == 0
+    if first:
+        # a daemon: it does not keep a process alive whose peers are gone
+        threading.Thread(target=lambda: done.put(_outcome(work)), daemon=True).start()
+    outcome = None
+    while outcome is None:
+        if first:
+            with contextlib.suppress(queue.Empty):
+                outcome = done.get(timeout=_ASKED_S)
+        outcome = broadcast_from_rank_0(outcome)
+    result, error = outcome
     if error is not None:
         raise error
     return result

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
-from selfguide.distributed import RankInfo, on_rank_0
+from selfguide.distributed import RankInfo, on_rank_0_at_length
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import Lease
 from selfguide.training.writer_process import Memory, Writer
@@ -48,7 +48,7 @@ class Mirror:
     def wait(self, saved: int, keep: Mapping[str, int | None]) -> None:
         """All ranks call: returns once the newest checkpoint is in the store, or cannot be copied."""
         with self._status.within("checkpoint"):
-            on_rank_0(lambda: self._finish(saved, keep))
+            on_rank_0_at_length(lambda: self._finish(saved, keep))
 
     def close(self, *, wait: bool) -> None:
         """Ends the process; `wait` until it has."""

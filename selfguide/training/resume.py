@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from selfguide.distributed import RankInfo, gather, on_rank_0
+from selfguide.distributed import RankInfo, gather, on_rank_0, on_rank_0_at_length
 from selfguide.spec.config import TrainConfig
 from selfguide.spec.run import Lease
 from selfguide.training import store
@@ -89,13 +89,14 @@ def find_or_fetch(lease: Lease, rank_info: RankInfo, train: TrainConfig) -> Resu
     """The same; where the folder holds none, the newest one of the run's store is copied into it before.
 
     Raises:
+        UserError: the newest one there is of a longer training than this one.
         StoreError: the store does not answer. Who began without it would begin at image 0.
     """
     found = find(lease, rank_info, train.resume)
     if found.folder is not None or train.checkpoint_store is None:
         return found
     place = store.place_of(train.checkpoint_store, lease.run)
-    images = on_rank_0(lambda: store.fetch(lease, place))
+    images = on_rank_0_at_length(lambda: store.fetch(lease, place, train.images))
     if images is None:
         log.info(f"{place} holds no checkpoint either")
         return found

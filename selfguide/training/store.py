@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from selfguide.spec.retention import pin, pinned
 from selfguide.spec.run import Lease, RunFolder
 from selfguide.training.retention import numbered, prune
 from shards import storage
-from shards.errors import DamagedError
+from shards.errors import DamagedError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +74,13 @@ def put(run: str, number: int, place: str, images: int, keep: Mapping[str, int |
     prune(place, **keep)  # type: ignore[arg-type]
 
 
-def fetch(lease: Lease, place: str) -> int | None:
+def fetch(lease: Lease, place: str, total: int) -> int | None:
     """Copies the newest checkpoint of `place` whose bytes hold into the run's folder; returns its images.
 
-    None where there is none.
+    None where there is none. `total` is how many images the run trains on.
 
     Raises:
+        UserError: the run was extended, trained further than that, and lost its folder with its new end.
         FencedError: a newer attempt exists.
         NoRoomError: the disk of the run has no room for it.
         OSError: the store does not answer, or refuses.
@@ -88,6 +90,8 @@ def fetch(lease: Lease, place: str) -> int | None:
         try:
             if (manifest := storage.read_manifest(there)) is None:
                 continue
+            if images > total:
+                raise UserError(_longer(lease.run, there, images, total))
             # first: an attempt that finds a checkpoint in the folder asks the store for nothing
             beside = lease.run.checkpoints / _BESIDE
             if not beside.exists() and storage.exists(storage.join(place, _BESIDE)):
@@ -98,6 +102,13 @@ def fetch(lease: Lease, place: str) -> int | None:
             continue
         return images
     return None
+
+
+def _longer(run: RunFolder, there: str, images: int, total: int) -> str:
+    return (
+        f"{there} is of a longer training than train.images={total:_}, with which this run would end behind it: "
+        f"python -m launcher.resume {shlex.quote(str(run.root))} train.images={images:_}, or more, goes on from it"
+    )
 
 
 def _copy(there: str, manifest: Mapping[str, Any], folder: Path, lease: Lease) -> None:

@@ -75,7 +75,7 @@ def test_a_copy_survives_what_passes_and_is_whole(
     copied(lease, place, 64)
     assert proxy.count(fault) and held(place) == [32, 64]
     shutil.rmtree(lease.run.checkpoints)
-    assert store.fetch(lease, place) == 64
+    assert store.fetch(lease, place, 64) == 64
 
 
 def test_a_store_that_goes_away_is_said_and_the_next_checkpoint_is_copied(

@@ -5,14 +5,19 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from selfguide import distributed
 from selfguide.distributed import RankInfo, join
 from selfguide.spec.nodes import NodeRefused
 from selfguide.spec.run import read_record, write_record
+from tools.ranks import run_ranks
 
 
 @pytest.fixture(autouse=True)
@@ -78,3 +83,24 @@ def test_join_takes_a_port_that_is_free_beside_others(tmp_path: Path) -> None:
     assert len({record["port"] for record in records}) == 2
     assert [rank.returncode for rank in ranks] == [0, 0]
     assert read_record(meetings[0]) == records[0]
+
+
+def _long(rank_info: RankInfo) -> tuple[str, str]:
+    """What ranks hear of work that takes longer than a collective waits, and of work that fails."""
+    distributed_c10d._set_pg_timeout(timedelta(seconds=5), dist.group.WORLD)
+
+    def work() -> str:
+        assert rank_info.rank == 0
+        time.sleep(8)
+        return "done"
+
+    def fail() -> str:
+        raise ValueError("no room")
+
+    with pytest.raises(ValueError, match="no room") as found:
+        distributed.on_rank_0_at_length(fail)
+    return distributed.on_rank_0_at_length(work), str(found.value)
+
+
+def test_ranks_wait_for_work_of_rank_0_that_takes_longer_than_a_collective_may() -> None:
+    assert run_ranks(2, _long) == [("done", "no room")] * 2

@@ -24,7 +24,7 @@ from selfguide.spec.run import Lease, RunFolder, image_folder, read_record, writ
 from selfguide.training import resume, retention, roll_back, store
 from selfguide.training.mirror import Mirror
 from shards import storage
-from shards.errors import FencedError
+from shards.errors import FencedError, UserError
 from tests.selfguide.test_stop import WHO, ask, asked_after, ended, never_late, rarely_saved
 from tests.selfguide.test_training import IMAGES, assert_same, attempt, weights
 from tests.shards.data import flip
@@ -98,6 +98,21 @@ def test_what_is_copied_is_what_was_published_and_comes_back_to_the_byte(
     assert bytes_of(folder) == written
 
 
+def test_a_checkpoint_of_a_longer_training_is_refused_with_the_command_that_goes_on(
+    lease: Lease, place: str, tmp_path: Path, single: RankInfo
+) -> None:
+    """A run that was extended, lost its folder, and was submitted again as it was at first."""
+    copied(lease, place, 256)
+    shutil.rmtree(lease.run.root)
+    again = new_run(tmp_path / "runs")
+    train = TrainConfig(images=128, batch=32, checkpoint_store=str(tmp_path / "store"))
+    with pytest.raises(UserError, match=f"{again.run.root} train.images=256"):
+        resume.find_or_fetch(again, single, train)
+    assert not again.run.checkpoint_folders()
+    longer = replace(train, images=256)
+    assert resume.find_or_fetch(again, single, longer).folder == again.run.checkpoint(256)
+
+
 def test_a_run_that_has_a_checkpoint_of_its_own_asks_no_store(
     lease: Lease, single: RankInfo
 ) -> None:
@@ -115,7 +130,7 @@ def test_what_is_damaged_in_the_store_is_passed_over_and_nothing_of_it_stays(
     (Path(place) / image_folder(64) / "rank-00000.safetensors").unlink()
     shutil.rmtree(lease.run.root)
     again = new_run(tmp_path / "runs")
-    assert store.fetch(again, place) == 32
+    assert store.fetch(again, place, 128) == 32
     assert again.run.saved() == again.run.checkpoint_folders() == [32]
     assert "replicated.safetensors has other bytes" in caplog.text and "is missing" in caplog.text
 
@@ -141,7 +156,7 @@ def test_what_the_run_went_back_behind_leaves_the_store(
     assert held(place) == [32]
     shutil.rmtree(lease.run.root)
     again = new_run(tmp_path / "runs")
-    assert store.fetch(again, place) == 32
+    assert store.fetch(again, place, 128) == 32
     assert roll_back.records(again.run) == [record] and roll_back.passed(again.run, 32) == (
         68,
         True,
@@ -162,7 +177,7 @@ def test_a_newer_copy_outlives_the_loss_of_its_original(lease: Lease, place: str
 def test_what_a_kill_left_in_the_store_is_none_and_is_deleted(lease: Lease, place: str) -> None:
     copied(lease, place, 32)
     storage.publish(storage.join(place, image_folder(48), "rank-00000.safetensors"), b"half")
-    assert store.fetch(new_run(Path(lease.run.root).parent, "c3d4"), place) == 32
+    assert store.fetch(new_run(Path(lease.run.root).parent, "c3d4"), place, 128) == 32
     copied(lease, place, 64)
     assert held(place) == [32, 64]
 
@@ -310,7 +325,7 @@ def test_what_a_run_passed_over_comes_back_before_its_checkpoint(
 
     monkeypatch.setattr(Lease, "publish", killed)
     with pytest.raises(KeyboardInterrupt):
-        store.fetch(again, place)
+        store.fetch(again, place, 128)
     assert again.run.saved() == [128] and roll_back.records(again.run) == [record]
 
 
