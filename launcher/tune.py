@@ -46,6 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
             f"run {view.id} is {state}: nothing of it trains; give settings to launcher.resume instead"
         )
     settings = tuning.parse(options.settings, read_config(at.config).train.batch)
+    lasting = settings.keys() <= {"log_every"}
+    if view.attempts and view.attempts[-1].exits and not lasting:
+        raise UserError(
+            f"attempt {at.number} of run {view.id} has ended, and the next one has not begun: give {_typed(settings)} "
+            f"again once it trains, which `python -m launcher.status {view.id}` shows, or end the run with "
+            f"`python -m launcher.cancel {view.id}`"
+        )
     number = tuning.ask(run, at.number, settings)
     asked = {"run": view.id, "request": number, "attempt": at.number, "settings": settings}
     if options.json:

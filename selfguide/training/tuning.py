@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from selfguide.distributed import RankInfo, on_rank_0
@@ -35,8 +35,20 @@ class Tuning:
         self._denied = ""
         asked = on_rank_0(self._requests) or []
         settled = [each for each in asked if each["attempt"] < lease.number or each["applied"]]
+        self._say_what_came_too_late(settled)
         self.log_every = on_rank_0(lambda: _last(lease.run, settled, log_every))
         self.settled = max((each["number"] for each in settled), default=0)
+
+    def _say_what_came_too_late(self, settled: Sequence[Mapping[str, Any]]) -> None:
+        for each in settled:
+            # a cadence holds from now on
+            lost = sorted(each["settings"].keys() - {"log_every"})
+            before = each["attempt"] == self._lease.number - 1
+            if self._rank == 0 and lost and before and not each["applied"]:
+                log.warning(
+                    f"request {each['number']} ({', '.join(lost)}) is not applied, since attempt {each['attempt']} "
+                    "ended before it came to it: ask again with launcher.tune"
+                )
 
     def newest(self) -> int:
         """Number of the newest request; of rank 0, which alone looks."""

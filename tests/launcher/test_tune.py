@@ -29,8 +29,15 @@ def run(tmp_path: Path) -> RunFolder:
     return found
 
 
-def asked(run: RunFolder, monkeypatch: pytest.MonkeyPatch, word: str, *settings: str) -> int:
-    monkeypatch.setattr(tune, "read", lambda *_, **__: SimpleNamespace(id="3f2a"))
+def asked(
+    run: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    word: str,
+    *settings: str,
+    exits: dict[str, Any] | None = None,
+) -> int:
+    view = SimpleNamespace(id="3f2a", attempts=[SimpleNamespace(exits=exits or {})])
+    monkeypatch.setattr(tune, "read", lambda *_, **__: view)
     monkeypatch.setattr(tune.decide, "state", lambda _: SimpleNamespace(word=word))
     return tune.main(["3f2a", *settings, "--runs", str(run.root.parents[1]), "--json"])
 
@@ -66,3 +73,15 @@ def test_a_run_that_has_ended_is_asked_nothing(
     with pytest.raises(UserError, match=r"launcher\.resume"):
         asked(run, monkeypatch, word, "save=now")
     assert tuning.newest(run) == 0
+
+
+@pytest.mark.parametrize("setting", ["stop=after_save", "save=now", "trace=5"])
+def test_what_no_attempt_would_apply_is_refused_between_two_of_them(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    """The next attempt applies what was asked of itself alone; a cadence holds in it, too."""
+    ended: dict[str, Any] = {"0": {"class": "ok"}}
+    with pytest.raises(UserError, match=rf"attempt 2 .* give {setting} again .*launcher\.cancel"):
+        asked(run, monkeypatch, "queued", setting, exits=ended)
+    assert tuning.newest(run) == 0
+    assert asked(run, monkeypatch, "queued", "log_every=256", exits=ended) == 0

@@ -73,7 +73,9 @@ class Saved:
         self.count += 1
 
 
-def test_a_request_is_applied_once_and_a_cadence_outlives_its_attempt(tmp_path: Path) -> None:
+def test_a_request_is_applied_once_and_a_cadence_outlives_its_attempt(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run, save = RunFolder(tmp_path), Saved()
     for number in (1, 2):
         run.attempt(number).mkdir(parents=True)
@@ -88,6 +90,8 @@ def test_a_request_is_applied_once_and_a_cadence_outlives_its_attempt(tmp_path: 
     tuning.ask(run, 1, {"stop": True})
     second = Tuning(Lease(run, 2), RankInfo(0, 0, 1), 640)
     assert second.log_every == 256 and second.settled == 3
+    (said,) = caplog.messages
+    assert said.startswith("request 3 (stop) is not applied, since attempt 1 ended")
     assert second.newest() == 3 and not second.apply(3, 256, save)
     tuning.ask(run, 2, {"stop": True})
     assert second.apply(4, 320, save)
