@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import signal
 import time
 from collections.abc import Mapping
 from typing import NoReturn
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from selfguide.data.batch import joined
 from selfguide.distributed import on_rank_0
 from selfguide.guidance.component import Stepped
-from selfguide.models.backbone import Backbone
-from selfguide.randomness import stream_seed, uniform
 from selfguide.spec.accumulation import cut_batch
-from selfguide.spec.architecture import PatchTransformer
 from selfguide.spec.rank_status import Preempted
 from selfguide.spec.run import write_record
 from selfguide.spec.schedules import due, learning_rate
@@ -30,7 +25,7 @@ from selfguide.training.preview import preview
 from selfguide.training.stop import StopVote
 from selfguide.training.tuning import Tuning
 from selfguide.training.unstable import Unstable, judge
-from selfguide.training.work import Training, prepare_batch
+from selfguide.training.work import Training, drawn, prepare_batch
 
 log = logging.getLogger(__name__)
 
@@ -117,9 +112,7 @@ def step(job: Training) -> Step:
         read: list[Tensor] = []
         for at, batch, each in zip(arrays, parts, inputs, strict=True):
             last = batch is parts[-1]
-            # by the images that it works on: a resumed attempt draws what an uninterrupted one would have
-            torch.manual_seed(stream_seed(job.config.seed, "dropout", int(at["position"][0])))
-            with routed(engine.module.backbone, job.config.seed, batch.position):
+            with drawn(job, at, batch.position):
                 outputs = engine.forward(
                     batch.x, batch.tau, each.condition, each.features, read, last
                 )
@@ -146,20 +139,6 @@ def step(job: Training) -> Step:
                 read.append(outputs.features)
     assert done is not None
     return done
-
-
-def routed(
-    backbone: Backbone, seed: int, position: Tensor
-) -> contextlib.AbstractContextManager[None]:
-    """Which tokens of the images at `position` (B,) skip the middle blocks, where some do: by their positions alone.
-
-    So they do not depend on how a batch is cut, as dropout, which torch draws for a micro-batch, does.
-    """
-    net = backbone.net
-    if not getattr(net, "route", 0.0):
-        return contextlib.nullcontext()
-    assert isinstance(net, PatchTransformer)
-    return backbone.routed(uniform(seed, "training-route", position, net.tokens))
 
 
 def publish_what_is_due(job: Training, epochs: Epochs) -> bool:

@@ -19,7 +19,7 @@ from selfguide.guidance.component import Inputs
 from selfguide.networks.student import Outputs, Student
 from selfguide.spec.config import TrainConfig
 from selfguide.spec.run import write_record
-from selfguide.training.work import Training, prepare_batch
+from selfguide.training.work import Training, drawn, prepare_batch
 
 log = logging.getLogger(__name__)
 
@@ -100,10 +100,12 @@ def _last_step(job: Training) -> list[dict[str, Any]]:
     state.images += job.config.train.batch
     module, data = state.engine.module, job.config.data
     roots = (data.root, *data.mix)
-    return [
-        evidence(part, each, job.objective, module, _samples(arrays, roots))
-        for part, each, arrays in zip(parts, inputs, job.arrays, strict=True)
-    ]
+    found = []
+    for part, each, arrays in zip(parts, inputs, job.arrays, strict=True):
+        # with the dropout and the tokens of the step itself
+        with drawn(job, arrays, part.position):
+            found.append(evidence(part, each, job.objective, module, _samples(arrays, roots)))
+    return found
 
 
 def _samples(arrays: Mapping[str, np.ndarray], roots: Sequence[str]) -> dict[str, list[Any]]:

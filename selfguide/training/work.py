@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,9 @@ from selfguide.data.normaliser import Normaliser
 from selfguide.data.transfer import on_device
 from selfguide.diffusion.objectives import Objective, sample_times
 from selfguide.distributed import RankInfo
-from selfguide.randomness import normal
+from selfguide.models.backbone import Backbone
+from selfguide.randomness import normal, stream_seed, uniform
+from selfguide.spec.architecture import PatchTransformer
 from selfguide.spec.config import Config
 from selfguide.spec.run import Lease
 from selfguide.training.engine.protocol import DTYPES, Step
@@ -70,6 +73,32 @@ def prepare_batch(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
     batch = Batch(x0, eps, tau, x, position, ordinal, label, job.state.images, crop_flip=crop_flip)
     batch.unaugmented = None if shown is x0 else shown
     return batch
+
+
+def drawn(
+    job: Training, arrays: dict[str, np.ndarray], position: Tensor
+) -> contextlib.AbstractContextManager[None]:
+    """Draws a micro-batch's dropout now, and which of its tokens skip the middle blocks within the context.
+
+    Both follow from its images at `position` (B,), so a resumed attempt draws what an uninterrupted one would have.
+    """
+    # read off the host's copy, which waits for no device
+    torch.manual_seed(stream_seed(job.config.seed, "dropout", int(arrays["position"][0])))
+    return routed(job.state.engine.module.backbone, job.config.seed, position)
+
+
+def routed(
+    backbone: Backbone, seed: int, position: Tensor
+) -> contextlib.AbstractContextManager[None]:
+    """Which tokens of the images at `position` (B,) skip the middle blocks, where some do: by their positions alone.
+
+    So they do not depend on how a batch is cut, as dropout, which torch draws for a micro-batch, does.
+    """
+    net = backbone.net
+    if not getattr(net, "route", 0.0):
+        return contextlib.nullcontext()
+    assert isinstance(net, PatchTransformer)
+    return backbone.routed(uniform(seed, "training-route", position, net.tokens))
 
 
 def crop_and_flip(

@@ -36,6 +36,7 @@ from selfguide.training.work import Training
 from shards.format.header import Header
 from tests.selfguide.host_reads import HostReads
 from tests.selfguide.test_online import online_config
+from tools.awake import awake
 
 BATCH, SWITCH = 64, 512  # of 1,024 images
 
@@ -50,11 +51,18 @@ class Given(Iterator[dict[str, np.ndarray]]):
         return next(self.batches)
 
 
-def begun(folder: Path, images: int, broken: tuple[int, ...] = (), **guidance: Any) -> Training:
+def begun(
+    folder: Path,
+    images: int,
+    broken: tuple[int, ...] = (),
+    route: float | None = None,
+    **guidance: Any,
+) -> Training:
     """The real loop on one process, about to take its step at `images`; batches at `broken` hold a NaN."""
     config = online_config(**({"teacher_refresh": 1 << 20} | guidance))
     config = replace(
         config,
+        model=replace(config.model, route=route, depth=route and 6),
         engine=replace(config.engine, backend="torch"),
         train=TrainConfig(images=1024, batch=BATCH, learning_rate=3e-3, ema_halflife=(500,)),
     )
@@ -309,6 +317,22 @@ def test_the_gradient_norm_of_a_step_whose_loss_jumps_is_in_the_evidence(tmp_pat
         judge(job, line["loss"])
     left = json.loads((job.lease.run.attempt(1) / "numeric-0.json").read_text())
     assert left["gradient_norm"] == pytest.approx(line["grad_norm"]) and line["grad_norm"] > 0
+
+
+def test_the_evidence_of_a_routed_step_is_of_the_tokens_that_it_drew(tmp_path: Path) -> None:
+    job = begun(tmp_path, 0, route=0.5)
+    # zero gates would hide which tokens the middle blocks see
+    awake(job.state.engine.module)
+    job.config = replace(job.config, train=replace(job.config.train, learning_rate=1e-12))
+    job.state.stability.limits = replace(job.config.train, loss_spike=2.0)
+    job.state.stability.losses = [1e-6] * 10
+    advance(job)
+    line = job.telemetry.report(job.state.images)
+    with pytest.raises(Unstable, match="the loss rose"):
+        judge(job, line["loss"])
+    left = json.loads((job.lease.run.attempt(1) / "numeric-0.json").read_text())
+    losses = left["micro_batches"][0]["losses"]
+    assert sum(losses) / len(losses) == pytest.approx(line["loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from selfguide.models import build
 from selfguide.models.backbone import Backbone
 from selfguide.models.routing import Route
 from selfguide.spec.architecture import PatchTransformer
-from selfguide.training.loop import routed
+from selfguide.training.work import routed
 from shards.errors import UserError
 
 SMALL = {"size": 8, "channels": 1, "patch": 2, "width": 32, "heads": 4, "classes": 0}
