@@ -175,11 +175,10 @@ def cases(extent: Extent) -> Iterator[tuple[str, int, Execution]]:
                 yield model, batch, execution
 
 
-def routing(extent: Extent, peak: Peak | None) -> Iterator[dict[str, Any]]:
-    """The step in which half of the tokens skip the middle blocks, after the dense one."""
+def routing(extent: Extent, peak: Peak | None, route: float | None) -> dict[str, Any]:
+    """The step in which a share of the tokens skips the middle blocks, or the dense one."""
     execution: Execution = "compiled" if extent.device.type == "cuda" else "eager"
-    for route in (None, ROUTE):
-        yield measured(extent.routed, extent.batch, execution, extent, peak, route)
+    return measured(extent.routed, extent.batch, execution, extent, peak, route)
 
 
 def dtype_of(stage: int, extent: Extent) -> str:

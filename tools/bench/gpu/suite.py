@@ -27,18 +27,26 @@ from tools.ranks import run_ranks
 
 # libraries whose absence leaves something out
 _LIBRARIES = ("deepspeed", "triton", "torchvision", "torchdiffeq")
+# seconds that one process may take, and those that even the last one is given
+_LONGEST_S, _SHORTEST_S = 240.0, 60.0
+# when a piece of work has its turn
+_FIRST, _MORE_BATCHES, _ENGINES, _NETWORKS, _THEIR_BATCHES = range(5)
 
 
 def run(
     chosen: Sequence[str], device: torch.device, out: Path, *, small: bool, minutes: float
 ) -> None:
-    """Measures these parts on `device` and writes them to `out`; no part begins after so many minutes."""
+    """Measures these parts on `device` and writes them to `out`.
+
+    No part begins after so many minutes, and what runs in a process of its own ends a minute later at the latest.
+    """
     extent = timing.small(device) if small else timing.whole(device)
     peak = peak_of(device)
     report = Report(out, machine(device, peak), minutes)
-    works = [work for part in chosen for work in _works(part, extent, peak)]
-    # many networks take most of the time: the first is measured in its place, the others when all else has been
-    for work in sorted(works, key=lambda each: each.later):
+    works = [work for part in chosen for work in _works(part, extent, peak, report)]
+    # many networks and engines take most of the time: one batch of the first network is measured in its place, and all
+    # that is short before the others
+    for work in sorted(works, key=lambda each: each.turn):
         _measure(work, device, report)
 
 
@@ -47,6 +55,7 @@ class Report:
 
     def __init__(self, path: Path, about: dict[str, Any], minutes: float) -> None:
         self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.found: dict[str, Any] = {"machine": about, "parts": {}, "problems": []}
         self._ends = time.monotonic() + 60 * minutes
         self._write()
@@ -54,6 +63,10 @@ class Report:
     @property
     def late(self) -> bool:
         return time.monotonic() > self._ends
+
+    def patience_s(self) -> float:
+        """Seconds that a process may still take."""
+        return min(_LONGEST_S, max(_SHORTEST_S, self._ends + _SHORTEST_S - time.monotonic()))
 
     def add(self, part: str, row: dict[str, Any]) -> None:
         self.found["parts"].setdefault(part, []).append(row)
@@ -124,25 +137,31 @@ class _Work:
     part: str
     name: str
     rows: Rows
-    # behind all that is not
-    later: bool = False
+    turn: int = _FIRST
 
 
-def _works(part: str, extent: Extent, peak: Peak | None) -> Iterator[_Work]:
+def _works(part: str, extent: Extent, peak: Peak | None, report: Report) -> Iterator[_Work]:
     if part == "steps":
-        for model, batch, execution in steps.cases(extent):
-            name, later = f"{model}, {batch} images, {execution}", model != extent.models[0]
+        (_, first, _), *_ = cases = [*steps.cases(extent)]
+        for model, batch, execution in cases:
+            name = f"{model}, {batch} images, {execution}"
+            turns = (_FIRST, _MORE_BATCHES)
+            if model != extent.models[0]:
+                turns = (_NETWORKS, _THEIR_BATCHES)
+            turn = turns[batch != first]
             if execution == "graph" and extent.device.type != "cuda":
-                yield _Work(part, name, _absent("there are no CUDA graphs without a GPU"), later)
+                yield _Work(part, name, _absent("there are no CUDA graphs without a GPU"), turn)
                 continue
             rows = lambda m=model, b=batch, e=execution: [  # noqa: E731
                 steps.measured(m, b, e, extent, peak)
             ]
-            yield _Work(part, name, rows, later)
+            yield _Work(part, name, rows, turn)
     elif part == "stages":
-        yield from _stages(extent)
+        yield from _stages(extent, report)
     elif part == "routing":
-        yield _Work(part, part, lambda: steps.routing(extent, peak))
+        for name, route in (("dense", None), ("routed", steps.ROUTE)):
+            row = functools.partial(steps.routing, extent, peak, route)
+            yield _Work(part, f"routing, {name}", lambda row=row: [row()])  # type: ignore[misc]
     else:
         yield _Work(part, part, lambda: getattr(parts, part)(extent))
 
@@ -154,7 +173,7 @@ def _absent(why: str) -> Rows:
     return rows
 
 
-def _stages(extent: Extent) -> Iterator[_Work]:
+def _stages(extent: Extent, report: Report) -> Iterator[_Work]:
     """Each stage that there is, on one rank, in a process of its own, to bare torch of its dtype in another."""
     if importlib.util.find_spec("deepspeed") is None:
         missing = "deepspeed is not installed; --wheels takes a folder with its wheel"
@@ -163,16 +182,24 @@ def _stages(extent: Extent) -> Iterator[_Work]:
     bare: dict[str, float] = {}
     kind = next(each.type for each in fields_of(EngineConfig) if each.name == "zero_stage")
     for stage in typing.get_args(kind):
-        yield _Work("stages", f"ZeRO-{stage}", functools.partial(_stage, stage, bare, extent))
+        rows = functools.partial(_stage, stage, bare, extent, report)
+        yield _Work("stages", f"ZeRO-{stage}", rows, _ENGINES)
 
 
-def _stage(stage: int, bare: dict[str, float], extent: Extent) -> Iterator[dict[str, Any]]:
+def _stage(
+    stage: int, bare: dict[str, float], extent: Extent, report: Report
+) -> Iterator[dict[str, Any]]:
     """`bare` keeps the seconds of bare torch by dtype."""
     dtype = steps.dtype_of(stage, extent)
+
+    def seconds(stage: int | None) -> float:
+        patience_s = report.patience_s()
+        return float(run_ranks(1, steps.stage, stage, dtype, extent, timeout=patience_s)[0])
+
     if dtype not in bare:
-        bare[dtype] = run_ranks(1, steps.stage, None, dtype, extent)[0]
+        bare[dtype] = seconds(None)
         yield {"engine": "torch", "dtype": dtype, "ms": bare[dtype] * 1e3, "ratio": 1.0}
-    taken = run_ranks(1, steps.stage, stage, dtype, extent)[0]
+    taken = seconds(stage)
     ratio = taken / bare[dtype]
     yield {"engine": f"ZeRO-{stage}", "dtype": dtype, "ms": taken * 1e3, "ratio": ratio}
 
