@@ -78,6 +78,23 @@ def _unpickle(path: Path, strangers: bool) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None
+) -> None:
+    """Writes `tensors`, which may share memory, as a safetensors file with `about` in its header.
+
+    Raises:
+        NoRoomError: the disk is full, or may not be written.
+    """
+    held = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    try:
+        save_file(held, path, None if about is None else dict(about))
+    except (OSError, SafetensorError) as error:
+        size = sum(tensor.nbytes for tensor in held.values())
+        storage.refuse_no_room(path, size, _as_os_error(error))
+        raise
+
+
 def publish_tensors(
     path: Path, tensors: Mapping[str, Tensor], fence: storage.Fence
 ) -> dict[str, Any]:

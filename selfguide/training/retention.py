@@ -107,5 +107,11 @@ def _too_many(
 
 def numbered(place: Url) -> list[tuple[int, str]]:
     """The checkpoints in a folder with their images, ascending; that of an attempt ends with its number."""
-    found = ((_NAME.fullmatch(name), name) for name in storage.list(place))
-    return sorted((int(match[1]), name) for match, name in found if match)
+    found = ((images_of(name), name) for name in storage.list(place))
+    return sorted((images, name) for images, name in found if images is not None)
+
+
+def images_of(name: str) -> int | None:
+    """Images of the checkpoint whose folder has that name; None where it is no checkpoint's."""
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else None

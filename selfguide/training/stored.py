@@ -61,7 +61,7 @@ class Stored:
                 kept = sorted(self.persistent)
                 buffers = {name: file.get_tensor(f"buffer.{name}") for name in kept}
         except FileNotFoundError as error:
-            raise _deleted(self.folder) from error
+            raise deleted(self.folder) from error
         return self.layout.split(full) | buffers
 
 
@@ -78,7 +78,7 @@ def open_checkpoint(folder: Path) -> Stored:
     if flaws := storage.flaws(folder, manifest, "hashes"):
         # the manifest is the first that retention deletes
         if storage.read_manifest(folder) is None:
-            raise _deleted(folder)
+            raise deleted(folder)
         raise DamagedError(f"{folder} is damaged: {'; '.join(map(str, flaws))}")
     if "shapes" in manifest:
         layout = Layout.of_shapes(manifest["names"], manifest["shapes"])
@@ -91,9 +91,11 @@ def open_checkpoint(folder: Path) -> Stored:
     return Stored(folder, manifest, layout_of(config, student), frozenset(buffers))
 
 
-def _deleted(folder: Path) -> UserError:
+def deleted(folder: Path, kind: str = "checkpoint") -> UserError:
+    """What is said of a checkpoint, or another `kind` of folder, that retention deleted while it was read."""
+    what = "" if kind == "checkpoint" else f" --{kind}"
     return UserError(
         f"{folder} was deleted while it was read: the run trains on, and its retention keeps the newest. Pin one first "
-        f"(python -m tools.checkpoint pin {shlex.quote(str(folder.parent.parent))} --images N), and take that by "
+        f"(python -m tools.checkpoint pin {shlex.quote(str(folder.parent.parent))}{what} --images N), and take that by "
         "--images N"
     )

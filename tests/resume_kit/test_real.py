@@ -9,9 +9,9 @@ from typing import Literal
 
 import pytest
 
-from selfguide.spec.config import ModelConfig, NoGuidance
+from selfguide.spec.config import EngineConfig, ModelConfig, NoGuidance
 from tests.conftest import HEAVY
-from tests.resume_kit.kit import CHECKS, Whole, check_worlds, whole_of
+from tests.resume_kit.kit import CHECKS, Kill, Seen, Whole, check_twice, check_worlds, whole_of
 from tests.resume_kit.real import Real
 from tests.selfguide.test_training import config
 
@@ -64,3 +64,42 @@ def test_a_run_on_two_ranks_then_one_then_four_ends_alike(digits: Path, tmp_path
     """A U-ViT: all its gradients are more than rounding, of which AdamW would make whole steps."""
     uvit = trainer(digits, model=ModelConfig(name="uvit_digits"), guidance=NoGuidance())
     check_worlds(uvit, whole_of(uvit, tmp_path / "whole"), tmp_path / "moved")
+
+
+ENGINES = {
+    "zero-2": EngineConfig(zero_stage=2),
+    "zero-3": EngineConfig(zero_stage=3),
+    "zero-1-bf16": EngineConfig(zero_stage=1, dtype="bf16"),
+    "zero-2-bf16": EngineConfig(zero_stage=2, dtype="bf16"),
+    "zero-3-bf16": EngineConfig(zero_stage=3, dtype="bf16"),
+    "torch-bf16": EngineConfig(backend="torch", dtype="bf16"),
+    "torch-muon": EngineConfig(backend="torch"),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_run_of_any_engine_that_is_killed_twice_ends_with_the_same_bits(
+    digits: Path, tmp_path: Path, engine: str
+) -> None:
+    """What its checkpoints hold is laid out as each stage owns it."""
+    real = trainer(digits, "process", engine=ENGINES[engine])
+    if engine.endswith("muon"):
+        train = replace(real.config.train, optimiser="muon")
+        real = Real(replace(real.config, train=train))
+    check_twice(real, whole_of(real, tmp_path / "whole"), tmp_path / "killed")
+
+
+class Moved(Real):
+    """A run that another engine goes on with on each number of ranks."""
+
+    def attempt(self, folder: Path, world: int = 2, kill: Kill | None = None) -> Seen:
+        engine = {2: ENGINES["zero-3"], 1: EngineConfig(backend="torch"), 4: EngineConfig()}[world]
+        return Real(replace(self.config, engine=engine)).attempt(folder, world, kill)
+
+
+def test_a_run_of_stage_3_then_bare_torch_then_stage_1_ends_alike(
+    digits: Path, tmp_path: Path
+) -> None:
+    uvit = trainer(digits, model=ModelConfig(name="uvit_digits"), guidance=NoGuidance())
+    moved = Moved(uvit.config)
+    check_worlds(moved, whole_of(moved, tmp_path / "whole"), tmp_path / "moved")

@@ -29,11 +29,13 @@ from selfguide.training.ema import Averages
 from selfguide.training.loop import advance
 from selfguide.training.stored import open_checkpoint
 from shards import storage
-from shards.errors import UserError
+from shards.errors import DamagedError, NoRoomError, UserError
 from tests.selfguide.test_loop import BATCH, SWITCH, begun, masters
 from tests.shards.data import flip
+from tests.shards.disks import disk
 from tools.checkpoint import pin as pin_command
 from tools.checkpoint.__main__ import main
+from tools.checkpoint.ema import sources
 
 WIDTHS, STEPS = (0.05, 0.1), 16
 
@@ -396,6 +398,93 @@ def test_a_checkpoint_that_a_run_deletes_meanwhile_is_not_damaged(
         return flaws(at, *rest)
 
     monkeypatch.setattr(storage, "flaws", deleted)
+    code, found = said(capsys, verb, str(run))
+    assert code == 0
+    states = [each["state"] for each in found["checkpoints"]]
+    assert states == ["deleted", "whole", "whole"]
+
+
+@pytest.mark.parametrize("words", [["export"], ["ema", "--std", "0.07"]])
+def test_what_a_full_disk_has_no_room_for_leaves_nothing_and_can_be_asked_for_again(
+    run: Path, tmp_path: Path, capsys: Any, words: list[str]
+) -> None:
+    verb, *more = words
+    with disk(tmp_path / "small", 2 << 20) as small:
+        asked = [verb, str(run), *more, "--out", str(small.path / "out")]
+        small.leave(200_000)
+        with pytest.raises(NoRoomError, match="make room"):
+            main(asked)
+        assert [*small.path.iterdir()] == []
+        small.leave(32 << 20)
+        code, found = said(capsys, *asked)
+        assert code == 0 and found["images"] == 1024
+        assert [each.name for each in small.path.iterdir()] == ["out"]
+
+
+def test_an_average_of_a_run_that_deletes_a_snapshot_meanwhile_is_made_of_the_others(
+    run: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete, words = storage.read_complete, ["ema", str(run), "--std", "0.07", "--out"]
+
+    def deleted(at: Any, **how: Any) -> Any:
+        if str(at).endswith(image_folder(640)):
+            storage.delete(at)
+        return complete(at, **how)
+
+    monkeypatch.setattr(storage, "read_complete", deleted)
+    code, found = said(capsys, *words, str(tmp_path / "out"))
+    assert code == 0
+    named = {each["from"] for each in found["averages"][0]["sources"]}
+    assert image_folder(1024) in named and image_folder(640) not in named
+    monkeypatch.undo()
+    flip(run / "snapshots" / image_folder(704) / "ema-power-0.05.safetensors", 3000)
+    with pytest.raises(DamagedError, match=image_folder(704)):
+        main([*words, str(tmp_path / "other")])
+    # behind what is asked for it is of no matter
+    code, found = said(capsys, *words, str(tmp_path / "third"), "--images", "576")
+    assert code == 0 and found["images"] == 576
+
+
+def test_a_snapshot_that_is_deleted_before_it_is_read_is_said_to_be(run: Path) -> None:
+    known, _ = sources(RunFolder(run), None)
+    source = next(each for each in known if each.folder.name == image_folder(640))
+    storage.delete(source.folder)
+    with pytest.raises(UserError, match=f"was deleted .* pin {run} --snapshot --images N"):
+        source.tensors()
+
+
+@pytest.mark.parametrize("verb", ["verify", "show"])
+def test_the_folder_of_one_unfinished_checkpoint_is_called_that(
+    run: Path, capsys: Any, verb: str
+) -> None:
+    folder = run / "checkpoints" / image_folder(960)
+    (folder / storage.MANIFEST).unlink()
+    code, found = said(capsys, verb, str(folder))
+    (only,) = found["checkpoints"]
+    assert code == 0 and only["state"] == "unfinished" and only["checkpoint"] == folder.name
+    if verb == "show":
+        assert only["images"] == 960
+
+
+def test_the_table_names_the_checkpoint_that_is_torn(run: Path, capsys: Any) -> None:
+    (run / "checkpoints" / image_folder(960) / storage.MANIFEST).write_text("{")
+    assert main(["show", str(run)]) == 0
+    (line,) = [each for each in capsys.readouterr().out.splitlines() if "damaged" in each]
+    assert line.split()[0] == "960"
+
+
+@pytest.mark.parametrize("verb", ["verify", "show"])
+def test_a_checkpoint_that_is_gone_before_it_is_looked_at_is_deleted(
+    run: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    read = storage.read_manifest
+
+    def deleted(at: Any) -> Any:
+        if str(at).endswith(image_folder(512)):
+            storage.delete(at)
+        return read(at)
+
+    monkeypatch.setattr(storage, "read_manifest", deleted)
     code, found = said(capsys, verb, str(run))
     assert code == 0
     states = [each["state"] for each in found["checkpoints"]]

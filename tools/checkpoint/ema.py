@@ -19,14 +19,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from selfguide.snapshot import CONFIG
@@ -37,10 +35,12 @@ from selfguide.spec.find import find
 from selfguide.spec.posthoc import Profile, Reconstruction, reconstruct
 from selfguide.spec.run import RunFolder
 from selfguide.spec.weak import CONDITION, weak_models
-from selfguide.training.stored import Stored, open_checkpoint
+from selfguide.training.stored import Stored, deleted, open_checkpoint
+from selfguide.weights import save_tensors
 from shards import cli, storage
 from shards.errors import DamagedError, UserError
 from tools import flags
+from tools.checkpoint.draft import drafted
 
 # from here on what is left between the profiles is worth a word; EDM2's own reconstructions lie far below
 _FAR = 0.05
@@ -60,8 +60,11 @@ class Source:
         """Its weights and buffers by name."""
         if self.stored is not None:
             return self.stored.weights(self.spec)
-        with safe_open(self.folder / self.spec.file, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(self.folder / self.spec.file, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except FileNotFoundError as error:
+            raise deleted(self.folder, "snapshot") from error
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -109,12 +112,12 @@ def run(options: argparse.Namespace) -> int:
     if not alone:
         _check_snapshot(found, images)
     made = [Made.of(known, std) for std in widths]
-    if alone:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        about = {"format": "pt", "images": str(images), "std": str(widths[0])}
-        save_file(dict(made[0].tensors), out, about)
-    else:
-        _write_snapshot(out, found.snapshot(images), made)
+    with drafted(out) as draft:
+        if alone:
+            about = {"format": "pt", "images": str(images), "std": str(widths[0])}
+            save_tensors(draft, made[0].tensors, about)
+        else:
+            _write_snapshot(draft, found.snapshot(images), made)
     if options.json:
         every = [each.plain() for each in made]
         print(json.dumps({"out": str(out), "images": images, **every[0], "averages": every}))
@@ -159,9 +162,15 @@ def sources(run: RunFolder, images: int | None) -> tuple[Sequence[Source], int]:
     begun: dict[int, int] = {}
     snapshots = run.published()
     for each in cli.track(snapshots, len(snapshots), "snapshots"):
+        if images is not None and each > images:
+            # no part of the sum, and a run that trains on may delete it before it is read
+            continue
         folder = run.snapshot(each)
         manifest = storage.read_complete(folder, verify="hashes")
         if manifest is None:
+            if storage.read_manifest(folder) is None:
+                # by retention, since it was listed
+                continue
             raise DamagedError(f"{folder} is damaged; move it away to go on without it")
         keys = (_key(part["name"]) for part in manifest["files"])
         specs = [AverageSpec.of(key) for key in keys if key is not None]
@@ -172,8 +181,7 @@ def sources(run: RunFolder, images: int | None) -> tuple[Sequence[Source], int]:
             if spec.width is not None
         ]
     for each in sorted({*run.saved()} - found.keys()):
-        if images in found and each > images:
-            # no part of the sum, and a run that trains on may delete it before it is read
+        if images is not None and each > images:
             continue
         stored = open_checkpoint(run.checkpoint(each))
         begun[each] = stored.manifest["ema_since"]
@@ -183,14 +191,16 @@ def sources(run: RunFolder, images: int | None) -> tuple[Sequence[Source], int]:
             if spec.width is not None
         ]
     times = sorted(each for each, held in found.items() if held and each > begun[each])
-    if not times:
+    if not times and images is None:
         raise UserError(
             f"run {run.root.name} has stored no power-function average: those come from "
             "train.ema_width=[0.05,0.1], which a new run may be given"
         )
     last = times[-1] if images is None else images
     if last not in times:
-        raise UserError(f"--images {last}: averages are stored at {', '.join(map(str, times))}")
+        later = (each for each in {*snapshots, *run.saved()} if each > last)
+        stored_at = ", ".join(map(str, sorted({*times, *later})))
+        raise UserError(f"--images {last}: averages are stored at {stored_at}")
     # a new history, as at the switch of online guidance, has nothing to do with the one before
     since = begun[last]
     used = [
@@ -262,7 +272,7 @@ def _check_snapshot(run: RunFolder, images: int) -> None:
 
 
 def _write_snapshot(out: Path, of: Path, made: Sequence[Made]) -> None:
-    """A snapshot like that in `of` with these as its only averages, the first one its main."""
+    """Writes a snapshot like that in `of` with these as its only averages, the first one its main, to a new folder."""
     config: Config = read_config(of / CONFIG)
     widths = tuple(each.std for each in made)
     # others than its own can neither be scored nor be led away from
@@ -276,17 +286,13 @@ def _write_snapshot(out: Path, of: Path, made: Sequence[Made]) -> None:
         evaluation=replace(config.evaluation, average=0),
         sampler=replace(config.sampler, **plain),  # type: ignore[arg-type]
     )
-    draft = out.with_name(f".{out.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    out.mkdir()
     for each in made:
-        cloned = {name: t.clone() for name, t in each.tensors.items()}
-        save_file(cloned, draft / AverageSpec(width=each.std).file)
-    (draft / CONFIG).write_text(to_yaml(config))
+        save_tensors(out / AverageSpec(width=each.std).file, each.tensors)
+    (out / CONFIG).write_text(to_yaml(config))
     manifest = storage.read_manifest(of)
     assert manifest is not None
     about = {key: value for key, value in manifest.items() if key != "files"}
     first, *others = ({"std": each.std, "error": each.error} for each in made)
     about["reconstructed"] = {**first, **({"others": others} if others else {})}
-    storage.publish_folder(draft, extra=about)
-    draft.rename(out)
+    storage.publish_folder(out, extra=about)

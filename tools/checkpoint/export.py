@@ -15,14 +15,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from selfguide.spec.averages import AverageSpec
 from selfguide.training.stored import open_checkpoint
+from selfguide.weights import save_tensors
 from shards import storage
 from shards.errors import UserError
 from tools import flags
 from tools.checkpoint import target
+from tools.checkpoint.draft import drafted
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -44,15 +44,16 @@ def run(options: argparse.Namespace) -> int:
         wanted = [None if options.average == "weights" else AverageSpec.of(options.average)]
     images = stored.manifest["images"]
     written: list[dict[str, Any]] = []
-    for average in wanted:
-        tensors = stored.weights(average)
-        name = "weights.safetensors" if average is None else average.file
-        out.mkdir(parents=True, exist_ok=True)
-        about = {"format": "pt", "images": str(images), "average": average.key if average else ""}
-        save_file({key: tensor.clone() for key, tensor in tensors.items()}, out / name, about)
-        written.append(
-            {"file": name, "tensors": len(tensors), "sha256": storage.sha256(out / name)}
-        )
+    with drafted(out) as folder:
+        folder.mkdir()
+        for average in wanted:
+            tensors = stored.weights(average)
+            name = "weights.safetensors" if average is None else average.file
+            key = average.key if average else ""
+            about = {"format": "pt", "images": str(images), "average": key}
+            save_tensors(folder / name, tensors, about)
+            digest = storage.sha256(folder / name)
+            written.append({"file": name, "tensors": len(tensors), "sha256": digest})
     if options.json:
         print(json.dumps({"out": str(out), "images": images, "files": written}))
     else:

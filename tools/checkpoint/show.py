@@ -19,6 +19,7 @@ from rich.table import Table
 
 from selfguide.spec.retention import pinned
 from selfguide.training.checkpoint import averages_in
+from selfguide.training.retention import images_of
 from shards import storage
 from shards.errors import DamagedError, UserError
 from shards.storage import Url
@@ -53,13 +54,13 @@ def describe(folder: Url) -> Mapping[str, Any]:
     """
     place, _, name = os.fspath(folder).rpartition("/")
     row: dict[str, Any] = {"checkpoint": name, **dict.fromkeys(_COLUMNS)}
-    row["pinned"] = name in pinned(place)
+    row |= {"pinned": name in pinned(place), "images": images_of(name)}
     try:
         manifest = storage.read_manifest(folder)
     except DamagedError:
         return row | {"state": "damaged"}
     if manifest is None:
-        return row | {"state": "unfinished"}
+        return row | {"state": target.state_without_manifest(folder)}
     if "ranges" not in manifest:
         raise UserError(
             f"{folder} is no checkpoint, though something was published there; give a run, or one of its checkpoints/"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from selfguide.spec.find import find
 from selfguide.spec.run import RunFolder
-from selfguide.training.retention import numbered
+from selfguide.training.retention import images_of, numbered
 from shards import storage
 from shards.errors import UserError
 from shards.storage import Url
@@ -39,7 +40,7 @@ def anywhere(options: argparse.Namespace) -> Sequence[Url]:
     if not storage.is_remote(options.of):
         return checkpoints(options)
     place = options.of.rstrip("/")
-    if storage.exists(storage.join(place, storage.MANIFEST)):
+    if _is_one(place):
         _refuse_images(options, place)
         return [place]
     known = dict(numbered(place))
@@ -60,7 +61,7 @@ def checkpoints(options: argparse.Namespace) -> Sequence[Path]:
         UserError: there is none.
     """
     folder = storage.expanded(options.of)
-    if (folder / storage.MANIFEST).is_file():
+    if _is_one(folder):
         _refuse_images(options, folder)
         return [folder]
     run = find(options.of, Path(options.runs))
@@ -86,6 +87,20 @@ def one(options: argparse.Namespace) -> Path:
     if not saved:
         raise UserError(f"{run.checkpoints} holds no complete checkpoint; `verify` says why")
     return run.checkpoint(saved[-1])
+
+
+def state_without_manifest(folder: Url) -> str:
+    """What a checkpoint is that has no manifest: one that is gone was deleted by a run that goes on."""
+    there = storage.list(folder) if storage.is_remote(folder) else Path(folder).is_dir()
+    return "unfinished" if there else "deleted"
+
+
+def _is_one(place: Url) -> bool:
+    """Whether this is the folder of one checkpoint, also of one that is unfinished."""
+    if storage.exists(storage.join(place, storage.MANIFEST)):
+        return True
+    named = images_of(os.fspath(place).rpartition("/")[2]) is not None
+    return named and state_without_manifest(place) == "unfinished"
 
 
 def _refuse_images(options: argparse.Namespace, one: Url) -> None:

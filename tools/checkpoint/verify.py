@@ -60,7 +60,7 @@ def verify(folder: Url) -> Verdict:
     except DamagedError:
         return Verdict(name, "damaged", 0, ((storage.MANIFEST, "is torn"),))
     if manifest is None:
-        return Verdict(name, "unfinished", 0)
+        return Verdict(name, target.state_without_manifest(folder), 0)
     size = sum(part["bytes"] for part in manifest["files"])
     flaws = tuple((flaw.name, flaw.reason) for flaw in storage.flaws(folder, manifest, "hashes"))
     if flaws and storage.read_manifest(folder) is None:
