@@ -10,6 +10,7 @@ published method can be read otherwise, `OnlineGuidance` has a switch, and its d
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -32,6 +33,8 @@ from selfguide.randomness import normal, stream_seed
 from selfguide.sinkhorn import Queue, solve
 from selfguide.spec.config import OnlineGuidance, PathConfig
 from selfguide.spec.schedules import due
+
+log = logging.getLogger(__name__)
 
 PROTOTYPES = "head.prototypes"  # the parameter (K, P) of the student
 
@@ -228,6 +231,12 @@ class OnlineSource(Component):
     def load_state_dict(self, state: Mapping[str, Tensor], rank: int) -> None:
         """Counts go on exactly at any world size. Queues are each rank's own: a new rank begins with an empty one."""
         self.prototype_counts.load_totals(state["counters"], rank)
+        queues = sum(name.startswith("queue-") for name in state)
+        if queues and queues != world_size() and rank == 0:
+            log.warning(
+                f"this run goes on with {world_size()} ranks, and {queues} had a queue of their own (guidance.queue): "
+                "those of ranks that are gone are lost, and new ranks begin with empty ones"
+            )
         # also of a run that goes back, whose queue holds what came later
         self._queue, self._queued = None, state.get(f"queue-{rank}")
 

@@ -89,9 +89,14 @@ class Mirror:
         except Exception as error:  # noqa: BLE001 - whatever it is, the run's own folder holds the checkpoint
             self._failed(error)
             return
-        if done is not None:
+        if done is None:
+            return
+        if done[0]:
             log.info(f"the checkpoint at {self.busy:,} images is in {self._place}")
-            self._there, self.busy = self.busy, None
+            self._there = self.busy
+        else:
+            log.info(f"the checkpoint at {self.busy:,} images was gone before it was copied")
+        self.busy = None
 
     def _failed(self, error: Exception) -> None:
         log.warning(

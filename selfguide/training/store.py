@@ -34,10 +34,11 @@ def place_of(store: str, run: RunFolder) -> str:
     return storage.join(store, about["experiment"], key if name == key else f"{name}-{key}")
 
 
-def put(run: str, number: int, place: str, images: int, keep: Mapping[str, int | None]) -> None:
+def put(run: str, number: int, place: str, images: int, keep: Mapping[str, int | None]) -> bool:
     """Copies the checkpoint at `images` of a run to `place`, unless it is there, and deletes what is too much there.
 
     What the run went back behind goes, and what is unfinished. Other newer ones stay: those in the folder may be lost.
+    Returns whether it is there; not one that the folder no longer holds.
 
     Args:
         number: the attempt that asks.
@@ -51,7 +52,7 @@ def put(run: str, number: int, place: str, images: int, keep: Mapping[str, int |
     folder = lease.run.checkpoint(images)
     manifest = storage.read_manifest(folder)
     if manifest is None:
-        return  # it was set aside since
+        return False  # it was set aside since, or made room
     lease.check()
     for each, name in numbered(place):
         at = storage.join(place, name)
@@ -72,6 +73,7 @@ def put(run: str, number: int, place: str, images: int, keep: Mapping[str, int |
     for name in pinned(folder.parent):
         pin(place, name)
     prune(place, **keep)  # type: ignore[arg-type]
+    return True
 
 
 def fetch(lease: Lease, place: str, total: int) -> int | None:

@@ -31,12 +31,13 @@ _DTYPES = {
 _ORDER = [*_DTYPES]
 # every tensor begins at a multiple of this
 _ALIGNED = 64
+_WITHOUT = "train.checkpoint_writer=here train.save_failed=stop do without it"
 # how often a request is sent: a second time where its writer died
 _TRIES = 2
 
 
 class WriterDiedError(StoreError):
-    """The process that writes checkpoints ended, and so did the one that took its place."""
+    """The process that writes checkpoints ended, and so did the one that took its place, or none could."""
 
 
 class Memory:
@@ -184,12 +185,18 @@ class Writer:
             f"import sys; sys.path[:1] = [{root!r}]; from selfguide.training.writer import main; "
             f"main({self._memory.descriptor})"
         )
-        return subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=(self._memory.descriptor,),
-        )
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=(self._memory.descriptor,),
+            )
+        except OSError as error:
+            raise WriterDiedError(
+                f"a process that writes checkpoints cannot be started ({error}): the node has no room for another one; "
+                f"{_WITHOUT}"
+            ) from error
 
     def _died(self) -> None:
         """The snapshot is still in memory, so another process writes it, once."""
@@ -204,8 +211,7 @@ class Writer:
         if self._tries >= _TRIES:
             raise WriterDiedError(
                 f"the process that writes checkpoints ended {how} (pid {pid}), as the one before it. This log says "
-                "why, or the node's where memory was full; train.checkpoint_writer=here train.save_failed=stop do "
-                "without it"
+                f"why, or the node's where memory was full; {_WITHOUT}"
             )
         log.warning(
             f"the process that writes checkpoints ended {how} (pid {pid}); another one begins"

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from shards.errors import DamagedError
 from shards.storage.fence import MANIFEST, Fence
-from shards.storage.folder import refuse_no_room
+from shards.storage.folder import refuse_no_room, sweep_drafts
 from shards.storage.objects import (
     HASHES,
     Url,
@@ -89,6 +89,8 @@ def write_part(
 ) -> dict[str, Any]:
     """Publishes a file of a folder of a file system, end to end of `pieces`; returns what a manifest says of it.
 
+    Only one process at a time writes a file of that name by that right: what one left that was killed is deleted.
+
     Raises:
         FencedError: a newer attempt has ended the right of `fence`.
         NoRoomError: the disk is full, or may not be written.
@@ -99,6 +101,7 @@ def write_part(
     digests, size = {kind: make() for kind, make in HASHES.items()}, 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep_drafts(path, fence)
         with draft.open("xb") as out:
             for piece in pieces:
                 out.write(piece)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import re
 import shutil
@@ -146,6 +147,13 @@ def refuse_no_room(path: Path, size: int, error: OSError) -> None:
             f"{path}: its {size:,} bytes cannot be written ({os.strerror(error.errno)}): make room there, or "
             "choose another disk; what is finished is kept, and the same command goes on behind it"
         ) from error
+
+
+def sweep_drafts(path: Path, fence: Fence) -> None:
+    """Deletes what killed publishers of `path` left beside it, and in the outbox of `fence`."""
+    for place in (path.parent, _outbox(fence)):
+        for left in place.glob(f".{glob.escape(path.name)}.*.tmp"):
+            left.unlink(missing_ok=True)
 
 
 def _outbox(fence: Fence) -> Path:

@@ -283,6 +283,18 @@ def test_condition_rows_are_unit_or_the_average_as_it_is() -> None:
     assert wanted != pytest.approx(1.0, abs=0.01)
 
 
+def test_queues_of_another_number_of_ranks_are_said_to_be_lost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _, _, source, _ = make(online_config(queue=48), 512)
+    state = {"counters": source.state_dict()["counters"], "queue-0": torch.rand(48, 32)}
+    source.load_state_dict(state, 0)
+    assert not caplog.records
+    source.load_state_dict(state | {"queue-1": torch.rand(48, 32)}, 0)
+    (said,) = caplog.messages
+    assert "goes on with 1 ranks, and 2 had a queue" in said
+
+
 def test_a_queue_joins_sinkhorn_and_gets_no_loss() -> None:
     config = online_config(queue=48)
     student, teacher, source, batch, first = stepped(config)

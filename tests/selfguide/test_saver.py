@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -280,8 +282,11 @@ def test_signals_that_stop_a_job_leave_its_writer(
     )
 
 
-def failing(rank_info: RankInfo, root: str) -> tuple[list[int], int, list[int]]:
-    """Two ranks save; the writer of rank 1 dies for good in the second save, and training goes on."""
+def failing(rank_info: RankInfo, root: str, how: str) -> tuple[list[int], int, list[int]]:
+    """Two ranks save; the writer of rank 1 dies for good before the second save, and training goes on.
+
+    Another one dies as it begins, or no process can begin.
+    """
     import torch.distributed as dist
 
     with ExitStack() as closing:
@@ -291,23 +296,32 @@ def failing(rank_info: RankInfo, root: str) -> tuple[list[int], int, list[int]]:
         train = replace(job.config.train, save_failed="go_on")
         saver = Saver(train, rank_info, job.lease, job.telemetry)
         closing.callback(saver.close, wait=True)
-        start, found = saver.writer._start, []
+        start, popen, found = saver.writer._start, subprocess.Popen, []
+
+        def none(*_: Any, **__: Any) -> Any:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
         for round_ in range(3):
             advance(job)
             if round_ == 1 and rank_info.rank == 1:
-                saver.writer._start = lambda: (p := start(), p.kill())[0]  # type: ignore[method-assign]
+                if how == "dies":
+                    saver.writer._start = lambda: (p := start(), p.kill())[0]  # type: ignore[method-assign]
+                else:
+                    subprocess.Popen = none  # type: ignore[misc, assignment]
                 os.kill(writer_pid(saver), signal.SIGKILL)
             save(job, saver)
             saver.poll()
             saver.wait()
             found.append(job.telemetry.status.saved)
             saver.writer._start = start  # type: ignore[method-assign]
+            subprocess.Popen = popen  # type: ignore[misc]
         dist.barrier()
         manifest = json.loads((job.lease.run.checkpoint(3 * BATCH) / "MANIFEST.json").read_text())
         return found, len(manifest["ranges"]), job.lease.run.saved()
 
 
-def test_a_save_that_fails_on_one_rank_is_none_on_all(ranks: Any, tmp_path: Path) -> None:
-    found = ranks(2, failing, str(tmp_path / "run"))
+@pytest.mark.parametrize("how", ["dies", "cannot begin"])
+def test_a_save_that_fails_on_one_rank_is_none_on_all(ranks: Any, tmp_path: Path, how: str) -> None:
+    found = ranks(2, failing, str(tmp_path / "run"), how)
     assert found[0] == found[1]
     assert found[0] == ([BATCH, BATCH, 3 * BATCH], 2, [BATCH, 3 * BATCH])

@@ -5,6 +5,7 @@ Stores here are folders, which `shards.storage` treats as it treats S3; tests/s3
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -254,6 +255,28 @@ def test_a_store_that_fails_is_said_and_harms_nothing_and_the_next_checkpoint_is
     mirror.poll(64, KEEP)
     mirror.wait(64, KEEP)
     assert not caplog.records, "it is there, so nothing is copied again"
+
+
+def test_a_checkpoint_that_made_room_before_it_was_copied_is_not_said_to_be_there(
+    single: RankInfo, lease: Lease, place: str, closing: ExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    mirror = mirrored(lease, place, closing)
+    assert mirror._writer is not None and mirror._writer._process is not None
+    pid = mirror._writer._process.pid
+    os.kill(pid, signal.SIGSTOP)
+    save(lease, 32)
+    mirror.poll(32, KEEP)
+    storage.delete(lease.run.checkpoint(32))
+    save(lease, 64)
+    os.kill(pid, signal.SIGCONT)
+    mirror.wait(64, KEEP)
+    assert held(place) == [64]
+    assert [each.split(" images")[0] for each in caplog.messages] == [
+        "the checkpoint at 32",
+        "the checkpoint at 64",
+    ]
+    assert "was gone before it was copied" in caplog.messages[0]
 
 
 def test_a_process_that_dies_while_it_copies_is_replaced(

@@ -93,6 +93,8 @@ def kill_writers(root: Path) -> None:
         told = (run.root / "log").read_text()
         died = f"ended by SIGKILL (pid {(run.attempt(1) / STRUCK).read_text()})"
         assert told.count(died) == told.count("another one begins") == 1, told
+        left = [*run.checkpoints.rglob(".*.safetensors.*.tmp")]
+        assert not left, f"{point}: half a file keeps its room"
 
 
 def kill_trainers(root: Path) -> None:
