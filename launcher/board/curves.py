@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.reconcile import parse
+from selfguide.spec.lines import ascending
 from selfguide.spec.records import LARGEST
 
 CURVES = ("loss", "used", "perplexity", "largest", "churn", "code_loss", "nmi", "ari", "ami")
@@ -31,6 +32,8 @@ Columns = tuple[array, array]
 def read_lines(path: str) -> dict[str, Columns]:
     """The curves of one metrics file by name, and `time` (seconds since 1970); one line is read as it is written.
 
+    Images ascend: lines that a run left behind as it went back are not there.
+
     Raises:
         OSError, ValueError, KeyError, TypeError: it cannot be read, or a line is no report.
     """
@@ -40,6 +43,7 @@ def read_lines(path: str) -> dict[str, Columns]:
     lines = json.loads(f"[{','.join(line for line in whole if line)}]")
     if set(map(type, lines)) - {dict}:
         raise TypeError("a line is no object")
+    lines = ascending(lines)
     # of ten curves most runs have three
     there = set().union(*lines)
     wanted = (name for name in (*CURVES, "time") if name in there)
@@ -60,11 +64,12 @@ def joined(files: Sequence[Mapping[str, Columns]], name: str) -> Curve:
     """One curve of the files of all attempts, oldest first: what was trained again replaces what was lost."""
     kept: list[tuple[int, float]] = []
     for file in files:
+        # of its first line, which may lack this value
+        first = min((images[0] for images, _ in file.values()), default=None)
+        if kept and first is not None and first <= kept[-1][0]:
+            kept = [point for point in kept if point[0] < first]
         if name in file:
-            images, values = file[name]
-            if kept and images[0] <= kept[-1][0]:
-                kept = [point for point in kept if point[0] < images[0]]
-            kept.extend(zip(images, values, strict=True))
+            kept.extend(zip(*file[name], strict=True))
     return tuple(kept)
 
 

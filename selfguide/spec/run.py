@@ -91,9 +91,13 @@ class RunFolder:
         """The picture of samples that training drew at so many images."""
         return self._previews / f"{image_folder(images)}.png"
 
+    def previewed(self) -> list[int]:
+        """Images of every such picture, ascending."""
+        return numbered(names_in(self._previews), ".png")
+
     def newest_preview(self) -> int | None:
         """Images of the newest of those pictures; None where there is none."""
-        return max(numbered(names_in(self._previews), ".png"), default=None)
+        return max(self.previewed(), default=None)
 
     @property
     def _previews(self) -> Path:

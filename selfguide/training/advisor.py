@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from selfguide.spec.advice import REMEMBERED, Line, advise, recorded
+from selfguide.spec.lines import ascending
 from selfguide.spec.run import append_record
 
 log = logging.getLogger(__name__)
@@ -21,8 +22,8 @@ class Advisor:
         self._history: list[Line] = []
 
     def hear(self, line: Line) -> None:
-        """Judges the run with one more line of its telemetry."""
-        self._history = [*self._history, line][-REMEMBERED:]
+        """Judges the run with one more line of its telemetry, without those of images that it trains again."""
+        self._history = ascending([*self._history, line])[-REMEMBERED:]
         for advice in advise(self._history):
             if advice.name not in self._given:
                 self._given.add(advice.name)

@@ -69,7 +69,7 @@ def go_back(job: Training, error: RollBackError, open_stream: Callable[[], Strea
     state.passed, state.audits = passed, None
     state.stability = Stability(job.config.train, good=target)
     job.stream = open_stream()
-    job.telemetry.say("train", target)
+    job.telemetry.go_back(target)
 
 
 def records(run: RunFolder) -> Sequence[Mapping[str, Any]]:
@@ -103,7 +103,10 @@ def _newest(run: RunFolder, images: int) -> int | None:
 
 
 def _forget(lease: Lease, target: int, known: Sequence[Mapping[str, Any]]) -> None:
-    """Sets aside what is newer than `target`, and then says so: an attempt that dies in between goes back again."""
+    """Sets aside what is newer than `target`, and then says so: an attempt that dies in between goes back again.
+
+    Of pictures nothing is kept.
+    """
     run = lease.run
     lease.check()
     newer = [run.checkpoint(n) for n in run.checkpoint_folders() if n > target]
@@ -112,6 +115,10 @@ def _forget(lease: Lease, target: int, known: Sequence[Mapping[str, Any]]) -> No
         log.warning(
             f"{folder.parent.name}/{folder.name} is from after the break: set aside as {kept}"
         )
+    for images in run.previewed():
+        if images > target:
+            # the newest is what the board shows
+            run.preview(images).unlink()
     path = _path(run)
     storage.publish(
         path, strict_json(known, indent=1).encode(), replace=True, fence=lease.fence(path)

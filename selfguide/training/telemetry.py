@@ -289,6 +289,12 @@ class Telemetry:
         if self._trackers is not None:
             self._trackers.picture(images, png)
 
+    def go_back(self, images: int) -> None:
+        """All ranks call: the run goes on from a checkpoint at `images`, which it was beyond before."""
+        if self._trackers is not None:
+            self._trackers.go_back(images)
+        self.say("train", images)
+
     def close(self) -> None:
         """Lets trackers write what they hold back."""
         if self._trackers is not None:

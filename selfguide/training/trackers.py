@@ -53,6 +53,12 @@ class Trackers:
         if isinstance(each, _TensorBoard):
             self._try("tensorboard", lambda: each.picture(images, png))
 
+    def go_back(self, images: int) -> None:
+        """The run goes back to `images`: TensorBoard drops what was said beyond them, and the others keep it."""
+        each = self._open.get("tensorboard")
+        if isinstance(each, _TensorBoard):
+            self._try("tensorboard", lambda: each.begin(images))
+
     def close(self) -> None:
         for name, each in list(self._open.items()):
             self._try(name, each.close)
@@ -105,8 +111,12 @@ class _TensorBoard:
         name = f"events.out.tfevents.{began:010d}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter((folder / name).open("xb"))
         self._write(Event(file_version="brain.Event:2"))
-        # what an attempt before this one wrote beyond its last checkpoint is trained again: TensorBoard drops it
-        self._write(Event(step=images + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._start = SessionLog(status=SessionLog.START)
+        self.begin(images)
+
+    def begin(self, images: int) -> None:
+        """Training goes on from `images`: what was written beyond them is trained again, and TensorBoard drops it."""
+        self._write(self._event(step=images + 1, session_log=self._start))
 
     def add(self, images: int, scalars: Mapping[str, float]) -> None:
         values = [self._summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]

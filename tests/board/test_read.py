@@ -91,6 +91,29 @@ def test_a_resumed_attempt_replaces_what_it_trained_again(tmp_path: Path) -> Non
     assert found.seen == 250 and found.attempts == 2
 
 
+def test_a_run_that_went_back_within_an_attempt_keeps_only_what_it_trained_last(
+    tmp_path: Path,
+) -> None:
+    """From 400 images to 200, of which a value that not each line has may have no later point."""
+    run = fakes.make_run(tmp_path)
+    number = fakes.add_progress(run, 500)
+    write_record(run.attempt(number) / "start-0.json", {"time": 0.0})
+    asked = {"time": 0.0, "world": 1, "spent_s": 0.0}
+    write_record(run.attempt(number) / "submission.json", asked)
+    lines: list[dict[str, float]] = [
+        {"time": 3600.0 * hour, "images": images, "loss": float(hour)}
+        for hour, images in enumerate((100, 200, 300, 400, 300, 400, 500), 1)
+    ]
+    lines[0]["nmi"], lines[3]["nmi"] = 0.1, 0.9
+    path = run.metrics / f"train-{number}.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (found,), problems = read_runs(tmp_path)
+    assert problems == ()
+    assert found.losses == ((100, 1.0), (200, 2.0), (300, 5.0), (400, 6.0), (500, 7.0))
+    assert found.curve("nmi") == ((100, 0.1),)
+    assert [found.gpu_hours_at(images) for images in (200, 250, 300, 500)] == [2.0, 5.0, 5.0, 7.0]
+
+
 def test_attempts_count_as_numbers(tmp_path: Path) -> None:
     run = fakes.make_run(tmp_path)
     for number in range(1, 12):

@@ -102,6 +102,17 @@ def test_advice_is_logged_and_recorded_once_in_a_run_whatever_the_attempt(
     assert said["images"] == 5000 and said["time"] > 0
 
 
+def test_an_advisor_forgets_what_a_run_left_behind_as_it_went_back(tmp_path: Path) -> None:
+    """Four reports of a sign lie beyond the checkpoint that it goes back to, which is at one."""
+    advisor, sick = Advisor(tmp_path, 1), lines(5, used=0.3)
+    for line in (*sick, *sick[1:4]):
+        if line is not sick[4]:
+            advisor.hear(line)
+    assert recorded(tmp_path) == [], "never five in a row"
+    advisor.hear(sick[4])
+    assert [(a.name, a.images) for a in recorded(tmp_path)] == [("unused", 5000)]
+
+
 @pytest.mark.parametrize("torn", [b'{"name": "unus', b"\0\0\0\0", b"\xff\n", b"[1]", b"{}"])
 def test_a_line_of_advice_that_a_node_tore_as_it_went_down_keeps_no_attempt_from_starting(
     tmp_path: Path, torn: bytes

@@ -18,6 +18,7 @@ from torch.distributed import distributed_c10d
 from selfguide.distributed import RankInfo
 from selfguide.spec import tuning
 from selfguide.spec.config import Config
+from selfguide.spec.lines import ascending
 from selfguide.spec.run import Lease, RunFolder
 from selfguide.training import checkpoint, loop, roll_back, work
 from selfguide.training.loop import advance
@@ -176,8 +177,10 @@ def test_what_was_published_after_the_break_is_set_aside(single: RankInfo, tmp_p
         for images in (128, 256):
             storage.publish(place(images) / "part", b"weights")
             lease.publish(place(images), extra={})
+    for images in (128, 256):
+        storage.publish(folder.preview(images), b"picture")
     roll_back._forget(lease, 128, [{"to": 128}])
-    assert folder.saved() == folder.published() == [128]
+    assert folder.saved() == folder.published() == folder.previewed() == [128]
     assert (folder.snapshots / "damaged" / "img-000000256.0001" / "part").read_bytes() == b"weights"
 
 
@@ -213,6 +216,8 @@ def broken_once(
 def test_a_run_that_goes_back_applies_no_request_a_second_time(
     single: RankInfo, digits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     run = RunFolder(tmp_path / "run")
     tuning.ask(run, 1, {"trace": 1000, "save": True, "log_every": BATCH})
     with caplog.at_level(logging.INFO):
@@ -229,6 +234,11 @@ def test_a_run_that_goes_back_applies_no_request_a_second_time(
     after = [line["images"] for line in lines][-4:]
     assert after == [BATCH * step for step in (5, 6, 7, 8)], "the cadence that was asked for"
     assert all(line["data_wait"] >= 0 for line in lines), "counted by each stream from 0"
+    # TensorBoard, which the run names, has no line of before the break either
+    read = EventAccumulator(str(run.metrics / "tensorboard"))
+    read.Reload()
+    steps = [each.step for each in read.Scalars("data_wait")]
+    assert steps == [line["images"] for line in ascending(lines)]
 
 
 def test_two_ranks_that_break_go_back_together_and_end(

@@ -78,6 +78,24 @@ def test_tensorboard_reads_one_curve_of_attempts_whatever_the_clocks_say(
     assert [value for _, value in points] == pytest.approx([1, 2, 0.3, 0.4, 0.5])
 
 
+def test_tensorboard_drops_what_a_run_left_behind_as_it_went_back(
+    tmp_path: Path, config: Config
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    made = Trackers(RunFolder(tmp_path), with_trackers(config, "tensorboard"), 0)
+    for images in (64, 128, 192, 256):
+        made.add(line(images, 1.0))
+    made.go_back(128)
+    for images in (224, 288):
+        made.add(line(images, 0.5))
+    made.close()
+    read = EventAccumulator(str(tmp_path / "metrics" / "tensorboard"))
+    read.Reload()
+    points = [(each.step, each.value) for each in read.Scalars("loss")]
+    assert points == [(64, 1.0), (128, 1.0), (224, 0.5), (288, 0.5)]
+
+
 def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(
     tmp_path: Path,
     config: Config,
