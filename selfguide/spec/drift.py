@@ -1,13 +1,14 @@
 """Whether the loss of one noise level, or of one kind of condition, rises while the mean does not.
 
-The mean hides it: one of sixteen noise levels that gets worse by a fifth moves it by about a hundredth. A pure function
-of the lines of telemetry.
+The mean hides it: one of sixteen noise levels that gets worse by a fifth moves it by about a hundredth. Losses may pass
+0 (L/e^u + u of path.weighting=uncertainty), so a rise is no share of one loss alone; `_rise` says of what it is one.
+A pure function of the lines of telemetry.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, variance
 from typing import Any, NamedTuple
 
@@ -38,13 +39,14 @@ def drifts(history: Sequence[Mapping[str, Any]]) -> Drift | None:
     """
     lines = [line for line in history if line.get("spectrum")][-MEMORY:]
     whole = [_part(line, "all", None) for line in lines]
+    sizes = [_part(line, "all", None, abs) for line in lines]
     found = []
     for name, bin_ in _parts(lines):
         values = [_part(line, name, bin_) for line in lines]
         label = f"of {name} images" if bin_ is None else f"at noise-times {_span(bin_)}"
         for back in range(2 * WINDOW, len(lines) + 1, WINDOW):
-            rise = _rise(values, back)
-            mean = _rise(whole, back, sure=False)
+            rise = _rise(values, sizes, back)
+            mean = _rise(whole, sizes, back, sure=False)
             if rise is not None and mean is not None and rise >= LEAST and mean < rise / 2:
                 found.append(Drift(label, rise, mean, back - WINDOW))
     return max(found, key=lambda each: each.rise, default=None)
@@ -59,8 +61,10 @@ def _parts(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, int | None]]:
     return [("all", bin_) for bin_ in range(BINS)] + [(kind, None) for kind in kinds]
 
 
-def _part(line: Mapping[str, Any], kind: str, bin_: int | None) -> float | None:
-    """Mean loss of a kind, in one bin or in all of them; None where there was no image."""
+def _part(
+    line: Mapping[str, Any], kind: str, bin_: int | None, of: Callable[[float], float] = float
+) -> float | None:
+    """Mean loss of a kind, in one bin or, `of` those of its bins, in all of them; None where there was no image."""
     held = line["spectrum"].get(kind)
     if held is None:
         return None
@@ -69,24 +73,29 @@ def _part(line: Mapping[str, Any], kind: str, bin_: int | None) -> float | None:
         return loss
     pairs = [(v, n) for v, n in zip(held["loss"], held["images"], strict=True) if v is not None]
     images = sum(n for _, n in pairs)
-    return sum(v * n for v, n in pairs) / images if images else None
+    return sum(of(v) * n for v, n in pairs) / images if images else None
 
 
-def _rise(values: Sequence[float | None], back: int, *, sure: bool = True) -> float | None:
+def _rise(
+    values: Sequence[float | None], sizes: Sequence[float | None], back: int, *, sure: bool = True
+) -> float | None:
     """By which share the last window lies above the one that begins `back` lines before the end.
 
+    It is a share of the loss before or, where that is nearer to 0, of what all bins had without their signs (`sizes`).
     None where either has too few values, or, with `sure`, where the rise may be noise.
     """
-    end = len(values) - back + WINDOW
-    before, now = (
-        [v for v in part if v is not None and math.isfinite(v)]
-        for part in (values[end - WINDOW : end], values[-WINDOW:])
-    )
+    before, now = _window(values, back), _window(values, WINDOW)
     if min(len(before), len(now)) <= WINDOW // 2:
         return None
     rise = fmean(now) - fmean(before)
     error = math.sqrt(variance(before) / len(before) + variance(now) / len(now))
     if sure and rise <= ERRORS * error:
         return None
-    scale = abs(fmean(before))
+    scale = max(abs(fmean(before)), fmean(_window(sizes, back) or [0.0]))
     return rise / scale if scale else math.copysign(math.inf, rise) if rise else 0.0
+
+
+def _window(values: Sequence[float | None], back: int) -> list[float]:
+    """The finite ones of the `WINDOW` values that begin `back` before the end."""
+    begin = len(values) - back
+    return [v for v in values[begin : begin + WINDOW] if v is not None and math.isfinite(v)]

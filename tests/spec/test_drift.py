@@ -66,6 +66,49 @@ def test_a_kind_of_condition_that_rises_is_named() -> None:
 def test_a_loss_that_rises_everywhere_is_no_drift_of_a_part() -> None:
     """The mean shows that by itself."""
     assert drifts(lines(60, lambda report, b: 1.5 if report > 40 else 1.0)) is None
+    steep = lines(60, lambda report, b: 0.8**b * (1.5 if report > 40 else 1.0))
+    assert drifts(steep) is None, "nor where losses differ by noise level"
+
+
+def signed(report: int, b: int) -> float:
+    """Losses from -1.5 to 1.5, whose mean is 0."""
+    return 0.2 * (b - (BINS - 1) / 2)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.02, 0.06), (0.0, 0.04), (-0.02, 0.02)])
+def test_a_bin_that_passes_0_by_less_than_a_tenth_of_the_others_is_no_drift(
+    before: float, after: float
+) -> None:
+    def loss(report: int, b: int) -> float:
+        return signed(report, b) if b != 7 else after if report >= 40 else before
+
+    assert drifts(lines(60, loss)) is None
+
+
+@pytest.mark.parametrize("mean", [-0.002, 0.0, 0.002, 0.02])
+@pytest.mark.parametrize("bin_", [0, 7, 15])
+def test_a_bin_that_rises_under_a_mean_near_0_is_named_by_its_share_of_what_losses_are(
+    bin_: int, mean: float
+) -> None:
+    """The mean moves by 0.25 / 16, several times what it was."""
+
+    def loss(report: int, b: int) -> float:
+        return signed(report, b) + mean + (0.25 if b == bin_ and report >= 40 else 0.0)
+
+    found = drifts(lines(60, loss))
+    assert found is not None and found.what.startswith(f"at noise-times {bin_ / BINS:.2f} to")
+    # losses are 0.8 without their signs, and those at the ends 1.5
+    size = max(0.8, abs(signed(0, bin_) + mean))
+    # of windows of ten reports with noise
+    assert found.rise == pytest.approx(0.25 / size, rel=0.2)
+    assert found.mean == pytest.approx(0.25 / BINS / 0.8, rel=0.3)
+
+
+def test_a_mean_that_rises_from_near_0_with_all_its_parts_is_no_drift_of_a_part() -> None:
+    def loss(report: int, b: int) -> float:
+        return signed(report, b) + (0.2 if report >= 40 else 0.002)
+
+    assert drifts(lines(60, loss)) is None
 
 
 def test_bins_without_images_and_lines_without_a_spectrum_are_passed_over() -> None:
