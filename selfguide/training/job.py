@@ -216,6 +216,9 @@ def _train(training: Training, open_stream: Callable[[], Stream], *, resumed: bo
             if beside is not None:
                 # after an error nothing is waited for that may hang
                 beside.close(wait=ended)
+        if training.trace is not None:
+            # last, for it waits for the device: by now all is saved, and how this rank ends is recorded
+            training.trace.end(state.images)
     telemetry.say("done", state.images)
 
 

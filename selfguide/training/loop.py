@@ -40,6 +40,7 @@ def train(job: Training) -> None:
     config, state, total = job.config, job.state, job.config.train.images
     epochs = Epochs(job.stream, state.audits, config.data.damaged)
     tuning = Tuning(job.lease, job.rank_info, config.train.log_every)
+    job.trace = tuning.trace
     vote = StopVote(job.telemetry.status, job.stream, tuning.newest, job.vote_group)
     job.vote_group = vote.group
     job.telemetry.status.start(state.images, compiles=config.engine.compile)

@@ -27,6 +27,7 @@ from selfguide.training.mirror import Mirror
 from selfguide.training.saver import Saver
 from selfguide.training.state import State
 from selfguide.training.telemetry import Telemetry
+from selfguide.training.trace import Trace
 from shards.format.header import Header
 from shards.read.stream import Stream
 
@@ -51,6 +52,8 @@ class Training:
     # kept where the run goes back to a checkpoint. One that is left would take its count of collectives along, and a
     # rank that has left it would seem behind those that have not (`selfguide.distributed.collectives`)
     vote_group: dist.ProcessGroup | None = None
+    # of this rank's steps, where one was asked for
+    trace: Trace | None = None
     # of this rank and the last step, as they were read
     arrays: list[dict[str, np.ndarray]] = field(default_factory=list)
     # the last step, unread

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -14,15 +16,17 @@ from launcher import tune
 from selfguide.distributed import RankInfo
 from selfguide.spec import tuning
 from selfguide.spec.files import to_yaml
-from selfguide.spec.rank_status import Preempted
+from selfguide.spec.rank_status import Preempted, RankStatus
 from selfguide.spec.run import Lease, RunFolder, read_record
 from selfguide.training import loop
 from selfguide.training.stop import StopVote
 from selfguide.training.trace import Trace
 from selfguide.training.tuning import Tuning
+from selfguide.training.work import Training
 from shards.errors import UserError
 from tests.selfguide.test_loop import BATCH, begun
 from tests.selfguide.test_online import online_config
+from tests.selfguide.test_training import attempt, config
 
 
 @pytest.mark.parametrize(
@@ -102,12 +106,12 @@ def test_a_cadence_that_a_later_attempt_is_given_goes_before_one_that_was_asked_
 ) -> None:
     """`launcher.resume RUN train.log_every=...` would say so and change nothing."""
     run = RunFolder(tmp_path)
-    config = online_config()
+    made = online_config()
 
     def began(number: int, log_every: int) -> Tuning:
         run.attempt(number).mkdir(parents=True)
-        train = replace(config.train, log_every=log_every)
-        text = to_yaml(replace(config, train=train))
+        train = replace(made.train, log_every=log_every)
+        text = to_yaml(replace(made, train=train))
         (run.attempt(number) / "config.yaml").write_text(text)
         return Tuning(Lease(run, number), RankInfo(0, 0, 1), log_every)
 
@@ -202,8 +206,6 @@ def voted(rank_info: RankInfo, folder: str) -> list[tuple[int, int]]:
     """(request that the vote names, cadence after it) at each of six step boundaries."""
     run = RunFolder(Path(folder))
     tuned = Tuning(Lease(run, 1), rank_info, 640)
-    from selfguide.spec.rank_status import RankStatus
-
     vote = StopVote(RankStatus(), Ready(), tuned.newest)  # type: ignore[arg-type]
     found = []
     for step in range(6):
@@ -240,6 +242,37 @@ def test_a_trace_holds_the_steps_that_were_asked_for(tmp_path: Path) -> None:
     }
     assert "aten::mm" in names or "aten::addmm" in names
     assert [each.name for each in (tmp_path / "traces").iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("ends", ["by a signal", "by an error"])
+def test_a_trace_under_way_is_written_where_an_attempt_ends_early(
+    ends: str, single: RankInfo, digits: Path, tmp_path: Path
+) -> None:
+    """Of a hundred steps that were asked for, an attempt does four; it says how it ends before it writes them."""
+    run, status, told = RunFolder(tmp_path / "run"), RankStatus(), []
+    tuning.ask(run, 1, {"trace": 100})
+    step = loop.advance
+
+    def traces() -> list[str]:
+        return [each.name for each in (run.root / "traces").glob("*")]
+
+    def fails(error: BaseException) -> None:
+        told.append((type(error), traces(), run.saved()))
+
+    def ending(job: Training) -> None:
+        step(job)
+        if job.state.images == 4 * BATCH:
+            if ends == "by an error":
+                raise ZeroDivisionError
+            status.stop = signal.SIGTERM
+
+    status.fails = fails
+    kind = ZeroDivisionError if ends == "by an error" else Preempted
+    with patch.object(loop, "advance", ending), pytest.raises(kind):
+        attempt(single, config(digits), str(run.root), status)
+    reached = 4 * BATCH if ends == "by an error" else run.saved()[-1]
+    assert traces() == [f"img-{reached:012d}-rank-0.json.gz"]
+    assert told == [(kind, [], run.saved())]
 
 
 def test_a_trace_that_finds_no_room_stops_nothing(tmp_path: Path) -> None:
