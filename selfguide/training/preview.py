@@ -27,7 +27,7 @@ def preview(job: Training) -> None:
     """Draws `train.preview` samples, each rank its share, and shows them; all ranks call between two steps.
 
     The average stands in for the weights meanwhile, and no bit of training changes. Rank 0 alone decodes and writes:
-    where it cannot, it says so and training goes on.
+    where it cannot, as where the device has no memory for it, it says so and training goes on.
     """
     drawn = gather(_samples(job, -(-job.config.train.preview // job.rank_info.world)))
     if job.rank_info.rank:
@@ -36,7 +36,8 @@ def preview(job: Training) -> None:
     try:
         picture = _picture(job, torch.cat(drawn)[: job.config.train.preview])
         storage.publish(str(run.preview(images)), picture, replace=True)
-    except (UserError, OSError) as error:
+    except (UserError, OSError, RuntimeError) as error:
+        # torch raises RuntimeError, for want of memory too. No other rank takes part here, as all do in sampling
         log.warning(f"no preview at {images:,} images: {error}")
         return
     job.telemetry.picture(images, picture)
@@ -46,7 +47,9 @@ def _samples(job: Training, count: int) -> Tensor:
     """This rank's (count, C, H, W) in model space, on the CPU; sample i of all is a function of the weights and i."""
     state, config = job.state, job.config
     guidance = state.components.metadata()
-    with torch.no_grad(), state.averaged() as network:
+    # blocks that training compiled would be compiled anew for other shapes
+    eager = torch.compiler.set_stance("force_eager")
+    with torch.no_grad(), state.averaged() as network, eager:
         seen = Snapshot(
             network,
             config,

@@ -140,6 +140,63 @@ def test_where_nothing_decodes_latents_the_log_says_so_and_training_goes_on(
     advance(job)
 
 
+def test_where_no_memory_is_left_for_the_picture_the_log_says_so_and_training_goes_on(
+    single: RankInfo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    job = previewing(tmp_path)
+
+    def full(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr("selfguide.training.preview.to_images", full)
+        preview(job)
+    assert f"no preview at {job.state.images:,} images: CUDA out of memory" in caplog.text
+    assert job.lease.run.newest_preview() is None
+    advance(job)
+    preview(job)
+    assert job.lease.run.newest_preview() == job.state.images
+
+
+def test_an_error_of_sampling_which_all_ranks_do_ends_training(
+    single: RankInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = previewing(tmp_path)
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("selfguide.training.preview.generate", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        preview(job)
+
+
+def test_a_preview_of_a_compiled_run_compiles_nothing(single: RankInfo, tmp_path: Path) -> None:
+    job, plain = previewing(tmp_path / "compiled"), previewing(tmp_path / "plain")
+    compiled: list[torch.fx.GraphModule] = []
+
+    def noted(graph: torch.fx.GraphModule, _: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    for block in job.state.engine.module.backbone.repeated():
+        block.compile(backend=noted, fullgraph=True, dynamic=False)
+    advance(job)
+    before = len(compiled)
+    assert before
+    preview(job)
+    assert len(compiled) == before, "its batches have another shape than those of training"
+    advance(job)
+    assert len(compiled) == before
+    for _ in range(2):
+        advance(plain)
+    assert_same(everything(job), everything(plain))
+
+
 def test_submission_refuses_previews_of_latents_that_nothing_here_decodes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
