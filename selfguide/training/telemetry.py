@@ -91,11 +91,12 @@ class Telemetry:
         return gather(node_name())
 
     def begin(self, config: Config, teacher: Student | None, images: int) -> None:
-        """From now on lines state FLOPs, those of `teacher` included, and MFU, and go to the trackers as well.
+        """All ranks call: from now on lines state FLOPs, those of `teacher` included, and MFU, and go to the trackers.
 
         What cannot be written stops training or not, as `train.save_failed` has it.
         """
         self._goes_on = config.train.save_failed == "go_on"
+        self._write(lambda: self._advisor.begin(images))
         if self._rank_info.rank:
             return
         self._trackers = Trackers(self._run, config, images)
@@ -275,8 +276,8 @@ class Telemetry:
                         raise
                     if not self._told:
                         log.warning(
-                            f"what the run says of itself is not written: {error}. Training goes on, since "
-                            "train.save_failed=go_on, and this is not said again"
+                            f"what the run says of itself is not written, or not read: {error}. Training goes on, "
+                            "since train.save_failed=go_on, and this is not said again"
                         )
                     self._told = True
 

@@ -19,6 +19,7 @@ from selfguide.networks.student import build_student
 from selfguide.spec.advice import SIGNS, advise, recorded
 from selfguide.spec.config import Config, TrainConfig
 from selfguide.spec.initial_weights import SCRATCH
+from selfguide.spec.run import append_record
 from selfguide.training.advisor import Advisor
 from selfguide.training.engine.protocol import Moments
 from selfguide.training.job import build_state
@@ -111,6 +112,56 @@ def test_an_advisor_forgets_what_a_run_left_behind_as_it_went_back(tmp_path: Pat
     assert recorded(tmp_path) == [], "never five in a row"
     advisor.hear(sick[4])
     assert [(a.name, a.images) for a in recorded(tmp_path)] == [("unused", 5000)]
+
+
+def test_a_sign_that_lasts_over_attempts_is_given_where_each_of_them_is_too_short(
+    tmp_path: Path,
+) -> None:
+    """Two reports each, of which the second is lost and trained again, as after a preemption."""
+    sick = [*lines(2), *lines(8, used=0.3)[2:]]
+    for attempt in range(1, 7):
+        advisor = Advisor(tmp_path, attempt)
+        advisor.begin(1000 * (attempt - 1))
+        for line in sick[attempt - 1 : attempt + 1]:
+            append_record(tmp_path / f"train-{attempt:04d}.jsonl", line)
+            advisor.hear(line)
+    # the third to the seventh report
+    assert [(a.name, a.images) for a in recorded(tmp_path)] == [("unused", 7000)]
+
+
+def test_what_lies_beyond_the_checkpoint_that_an_attempt_goes_on_from_is_forgotten(
+    tmp_path: Path,
+) -> None:
+    for line in lines(4, used=0.3):
+        append_record(tmp_path / "train-0001.jsonl", line)
+    for images, told in ((4000, ["unused"]), (2500, [])):
+        advisor = Advisor(tmp_path, 2)
+        advisor.begin(images)
+        advisor.hear(lines(5, used=0.3)[-1])
+        assert [a.name for a in recorded(tmp_path)] == told
+        for path in tmp_path.glob("advice-*"):
+            path.unlink()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [b'{"images": 30', b"\0\0", b"\xff\n", b"[1]\n", b"{}\n", b'{"images": 4500, "groups": 8}\n',
+     b'{"images": 4500, "spectrum": {"all": {"loss": [1]}}}\n', b'{"images": null}\n'],
+)  # fmt: skip
+def test_lines_that_are_torn_or_of_another_version_keep_no_attempt_from_its_advice(
+    tmp_path: Path, other: bytes
+) -> None:
+    """As where the loss of a report was not finite, which a line cannot hold."""
+    sick = lines(5, used=0.3)
+    with (tmp_path / "train-0001.jsonl").open("wb") as file:
+        for line in sick[:4]:
+            file.write(json.dumps(line | {"churn": None}).encode() + b"\n")
+        file.write(other)
+    (tmp_path / "train-notes.jsonl").write_text("?")
+    advisor = Advisor(tmp_path, 2)
+    advisor.begin(4500)
+    advisor.hear(sick[4])
+    assert [a.name for a in recorded(tmp_path)] == ["unused"]
 
 
 @pytest.mark.parametrize("torn", [b'{"name": "unus', b"\0\0\0\0", b"\xff\n", b"[1]", b"{}"])
