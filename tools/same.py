@@ -19,6 +19,7 @@ agree within --tolerance, and the first moment of each tensor, which its gradien
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import tempfile
@@ -42,7 +43,7 @@ from selfguide.distributed import RankInfo
 from selfguide.networks.student import Outputs, Student, build_student
 from selfguide.spec.accumulation import cut_batch
 from selfguide.spec.config import Config, OnlineGuidance
-from selfguide.spec.initial_weights import SCRATCH
+from selfguide.spec.initial_weights import check_weights
 from selfguide.spec.run import Lease, RunFolder, strict_json
 from selfguide.spec.suggest import check_known
 from selfguide.spec.validate import validate
@@ -66,6 +67,7 @@ _FIRST = "first moment of "
 # of a first moment's length, how far it may be from the reference's where sums are taken in another order; and of the
 # longest one, below which a moment is rounding alone, as that of a bias before a norm
 _SHARES, _NOTHING = {"fp32": 1e-3, "bf16": 0.1}, 1e-3
+_ORDER = "order.json"
 CASES = ("configured", "reused", "accumulated", "bf16")
 
 
@@ -137,16 +139,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         [*options.settings, "cluster=local", f"cluster.gpus_per_node={options.ranks}", "nodes=1"]
     )
     validate(config)
+    weights = check_weights(config)
     cases = tuple(word for word in options.cases.split(",") if word)
     for case in cases:
         check_known("--cases", case, CASES)
-    tried = variants(_switching(config, options.steps), options.ranks, cases)
+    tried = variants(_switching(config, options.steps), options.ranks, cases, config)
     if not tried:
         raise UserError(
             f"--ranks={options.ranks} --cases={options.cases}: that leaves nothing to compare; take --ranks 2 or more, "
             f"and some of --cases {','.join(CASES)}"
         )
-    found = compare(tried, options.steps, options.tolerance)
+    found = compare(tried, options.steps, options.tolerance, weights)
     if options.json:
         print(
             strict_json(
@@ -171,26 +174,38 @@ def _switching(config: Config, steps: int) -> Config:
     if not isinstance(guidance, OnlineGuidance):
         return config
     if config.engine.dtype == "bf16" or steps < 2:
-        print(
-            f"the second stage of guidance begins after {guidance.switch_images(train):,} images and is not tried: it "
-            "takes 2 steps and fp32",
-            file=sys.stderr,
-        )
+        _say_not_tried(config)
         return config
     share = steps // 2 * train.batch / train.images
     return replace(config, guidance=replace(guidance, switch=share))
 
 
-def variants(config: Config, ranks: int, cases: Sequence[str] = CASES) -> list[Variant]:
+def _say_not_tried(config: Config, where: str = "") -> None:
+    guidance = config.guidance
+    assert isinstance(guidance, OnlineGuidance)
+    print(
+        f"{where}the second stage of guidance begins after {guidance.switch_images(config.train):,} images and is not "
+        "tried: it takes 2 steps and fp32",
+        file=sys.stderr,
+    )
+
+
+def variants(
+    config: Config, ranks: int, cases: Sequence[str] = CASES, plain: Config | None = None
+) -> list[Variant]:
     """All that is tried: in each case the torch engine on `ranks` ranks, which is the reference, and others beside it.
+
+    `plain` is the config as it was before `_switching`, which the case of bf16 takes.
 
     An engine owes every bit in fp32 and without clipping, for which each takes the gradient's norm in its own order.
     A case in which there is nothing to compare is left out, and named on stderr.
     """
-    config = replace(config, train=replace(config.train, clip=None))
     found = []
     for case in (case for case in CASES if case in cases):
-        made = _of_case(case, config, ranks)
+        of = plain or config if case == "bf16" else config
+        if of.guidance != config.guidance:
+            _say_not_tried(of, "case bf16: ")
+        made = _of_case(case, replace(of, train=replace(of.train, clip=None)), ranks)
         if isinstance(made, list) and any(each.reference is not None for each in made):
             found += made
             continue
@@ -263,17 +278,21 @@ def _on(config: Config, **engine: object) -> Config:
     return replace(config, engine=replace(config.engine, **engine))  # type: ignore[arg-type]
 
 
-def compare(tried: Sequence[Variant], steps: int, tolerance: float) -> list[Verdict]:
-    """Trains every variant for `steps` steps and compares each with its reference."""
+def compare(
+    tried: Sequence[Variant], steps: int, tolerance: float, weights: str | None = None
+) -> list[Verdict]:
+    """Trains every variant for `steps` steps and compares each with its reference.
+
+    `weights` is the hash of those that they begin from (`check_weights`).
+    """
     with tempfile.TemporaryDirectory(prefix="same-") as scratch:
         folders = {each.name: Path(scratch) / str(index) for index, each in enumerate(tried)}
         for variant in cli.track(tried, len(tried), "engines"):
             folder = folders[variant.name]
             folder.mkdir()
             # engines of their own processes: DeepSpeed changes torch in those where it starts
-            run_ranks(
-                variant.ranks, trained, variant, steps, str(folder), timeout=None, on_cpu=True
-            )
+            words = (variant, steps, str(folder), weights)
+            run_ranks(variant.ranks, trained, *words, timeout=None, on_cpu=True)
         return [
             judge(each, folders[each.reference], folders[each.name], steps, tolerance)
             for each in tried
@@ -281,7 +300,9 @@ def compare(tried: Sequence[Variant], steps: int, tolerance: float) -> list[Verd
         ]
 
 
-def trained(rank_info: RankInfo, variant: Variant, steps: int, folder: str) -> None:
+def trained(
+    rank_info: RankInfo, variant: Variant, steps: int, folder: str, weights: str | None = None
+) -> None:
     """Takes `steps` steps from image 0; rank 0 leaves what every one of them made in `folder`."""
     config = variant.config
     _, sources = load_alike(config.data.roots, config.data.shares)
@@ -290,7 +311,7 @@ def trained(rank_info: RankInfo, variant: Variant, steps: int, folder: str) -> N
         awake(student)
     if variant.reused:
         student.__class__ = Reusing
-    origin = initialise(student, config, None) if config.init.source != "scratch" else SCRATCH
+    origin = initialise(student, config, weights)
     state = build_state(
         config, rank_info, student, label_rates(sources, config.data.shares), origin
     )
@@ -318,6 +339,9 @@ def trained(rank_info: RankInfo, variant: Variant, steps: int, folder: str) -> N
         telemetry,
         Lease(run, 1),
     )
+    if rank_info.rank == 0:
+        # safetensors sorts names as text
+        (Path(folder) / _ORDER).write_text(json.dumps([n for n, _ in student.named_parameters()]))
     try:
         for step in range(1, steps + 1):
             with even_rounding():
@@ -356,13 +380,14 @@ def tensors(state: State) -> dict[str, Tensor]:
 def judge(variant: Variant, reference: Path, folder: Path, steps: int, tolerance: float) -> Verdict:
     """Compares what `trained` left in two folders, step by step, until something differs."""
     what = "bits" if variant.exact else "numbers"
+    order = json.loads((reference / _ORDER).read_text())
     for step in range(1, steps + 1):
         theirs, mine = (_held(at, step, variant) for at in (reference, folder))
         if missing := theirs.keys() ^ mine.keys():
             return Verdict(variant.name, False, what, step, min(missing), math.inf)
         lengths = [float(theirs[key].norm()) for key in theirs if key.startswith(_FIRST)]
         least = _NOTHING * max(lengths, default=0.0)
-        for key in _in_order(theirs):
+        for key in _in_order(theirs, order):
             one, other = theirs[key].double(), mine[key].double()
             if torch.equal(one, other):
                 continue
@@ -381,12 +406,14 @@ def _held(folder: Path, step: int, variant: Variant) -> dict[str, Tensor]:
     return load_file(folder / f"{step}.numbers") | moments
 
 
-def _in_order(held: dict[str, Tensor]) -> list[str]:
-    """Weights before what follows from them, and modules as the network has them: their numbers are numbers."""
+def _in_order(held: dict[str, Tensor], order: Sequence[str]) -> list[str]:
+    """Weights before what follows from them, each in the `order` of the network's parameters."""
+    places = {name: number for number, name in enumerate(order)}
+    # numbers come first, and buffers last
+    last = len(order)
 
-    def place(name: str) -> tuple[bool, list[tuple[int, str]]]:
-        parts = name.split(".")
-        return " " in name, [(int(p), "") if p.isdigit() else (0, p) for p in parts]
+    def place(name: str) -> tuple[bool, int, str]:
+        return " " in name, places.get(name.rpartition(" ")[2], last if " " in name else -1), name
 
     return sorted(held, key=place)
 

@@ -6,6 +6,7 @@ and data order are functions of the image count, so the count is all that has to
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -236,19 +237,17 @@ def averages_in(
 def _difference(manifest: Mapping[str, Any], layout: Layout) -> str | None:
     """The first tensor of a checkpoint that is none of this model, or has another shape; None where there is none."""
     held = manifest["names"]
-    for name in held:
-        if name not in layout.names:
-            return f"it holds {name}, which this model lacks"
-    for index, name in enumerate(layout.names):
-        if name not in held:
-            return f"it lacks {name}, which this model has"
+    for index, (theirs, mine) in enumerate(itertools.zip_longest(held, layout.names)):
+        if theirs != mine:
+            if theirs is not None and theirs not in layout.names:
+                return f"it holds {theirs}, which this model lacks"
+            if mine is not None and mine not in held:
+                return f"it lacks {mine}, which this model has"
+            return f"{theirs} has another place among its parameters"
         # earlier ones kept no shapes
-        theirs = manifest["shapes"][held.index(name)] if "shapes" in manifest else None
-        if theirs is not None and tuple(theirs) != layout.shapes[index]:
-            return f"{name} is {tuple(theirs)} there and {layout.shapes[index]} here"
-    if tuple(held) != layout.names:
-        first = next(n for n, own in zip(held, layout.names, strict=True) if n != own)
-        return f"{first} has another place among its parameters"
+        shape = manifest["shapes"][index] if "shapes" in manifest else None
+        if shape is not None and tuple(shape) != layout.shapes[index]:
+            return f"{mine} is {tuple(shape)} there and {layout.shapes[index]} here"
     if manifest["total"] != layout.total:
         return f"its parameters are {manifest['total']:,} numbers there and {layout.total:,} here"
     return None

@@ -26,6 +26,7 @@ from selfguide.spec.run import RunFolder, image_folder, write_record
 from selfguide.spec.weak import WeakModel
 from selfguide.training import checkpoint, publish, retention, store
 from selfguide.training.ema import Averages
+from selfguide.training.engine.layout import Layout
 from selfguide.training.loop import advance
 from selfguide.training.stored import open_checkpoint
 from shards import storage
@@ -33,9 +34,9 @@ from shards.errors import DamagedError, NoRoomError, UserError
 from tests.selfguide.test_loop import BATCH, SWITCH, begun, masters
 from tests.shards.data import flip
 from tests.shards.disks import disk
+from tools.checkpoint import ema
 from tools.checkpoint import pin as pin_command
 from tools.checkpoint.__main__ import main
-from tools.checkpoint.ema import sources
 
 WIDTHS, STEPS = (0.05, 0.1), 16
 
@@ -270,6 +271,39 @@ def test_ema_of_two_widths_is_a_snapshot_whose_second_average_guides_its_first(
         assert torch.equal(tensor, alone.student.state_dict()[name])
 
 
+def test_a_made_snapshot_is_guided_by_no_snapshot_that_lies_elsewhere(
+    run: Path, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def guided(path: Path) -> Any:
+        config = read_config(path)
+        return replace(config, sampler=replace(config.sampler, g=2.0, weak="snapshot-512"))
+
+    monkeypatch.setattr(ema, "read_config", guided)
+    out = tmp_path / "made"
+    assert said(capsys, "ema", str(run), "--std", "0.07", "--out", str(out))[0] == 0
+    sampler = read_config(out / snapshot.CONFIG).sampler
+    assert (sampler.g, sampler.weak) == (1.0, "condition")
+
+
+@pytest.mark.parametrize(
+    ("names", "shapes", "said"),
+    [
+        (["a", "b"], [[2], [3, 4]], None),
+        (["a", "b"], [[3], [9, 9]], "a is (3,) there and (2,) here"),
+        (["a", "b", "c"], [[3], [3, 4], [1]], "a is (3,) there"),
+        (["a", "x", "b"], [[2], [1], [9, 9]], "it holds x"),
+        (["a"], [[2]], "it lacks b"),
+        (["b", "a"], [[3, 4], [2]], "b has another place"),
+    ],
+)
+def test_the_first_tensor_in_order_that_a_model_holds_otherwise_is_named(
+    names: list[str], shapes: list[list[int]], said: str | None
+) -> None:
+    layout = Layout.of_shapes(["a", "b"], [[2], [3, 4]])
+    found = checkpoint._difference({"names": names, "shapes": shapes, "total": 14}, layout)
+    assert found == said if said is None else str(found).startswith(said)
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -446,7 +480,7 @@ def test_an_average_of_a_run_that_deletes_a_snapshot_meanwhile_is_made_of_the_ot
 
 
 def test_a_snapshot_that_is_deleted_before_it_is_read_is_said_to_be(run: Path) -> None:
-    known, _ = sources(RunFolder(run), None)
+    known, _ = ema.sources(RunFolder(run), None)
     source = next(each for each in known if each.folder.name == image_folder(640))
     storage.delete(source.folder)
     with pytest.raises(UserError, match=f"was deleted .* pin {run} --snapshot --images N"):

@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor
 
 from launcher.compose import compose
 from selfguide.distributed import RankInfo
 from selfguide.spec.config import Config
+from selfguide.spec.initial_weights import check_weights
 from selfguide.training.engine.torch import TorchEngine
 from shards.errors import UserError
+from tests.selfguide.snapshots import write_snapshot
 from tools import same
 
 # its gradient is not zero in the first step, as those behind the blocks' zero gates are
@@ -96,9 +99,46 @@ def test_numbers_agree_within_a_tolerance_and_beyond_it_do_not(tmp_path: Path) -
         (tmp_path / folder).mkdir()
         save_file({"loss": torch.tensor(loss)}, tmp_path / folder / "1.numbers")
         save_file({"weight": torch.tensor([loss])}, tmp_path / folder / "1.tensors")
+        (tmp_path / folder / "order.json").write_text('["weight"]')
     assert same.judge(variant, tmp_path / "a", tmp_path / "b", 1, 1e-4).same
     found = same.judge(variant, tmp_path / "a", tmp_path / "c", 1, 1e-4)
     assert (found.same, found.tensor) == (False, "loss")
+
+
+def test_tensors_are_compared_in_the_order_of_the_network() -> None:
+    order = ["backbone.patchify.weight", "backbone.blocks.10.weight", "head.weight"]
+    held = [*order, *(f"first moment of {name}" for name in order), "buffer head.mean", "loss"]
+    found = same._in_order(dict.fromkeys(sorted(held), torch.zeros(1)), order)
+    assert found == ["loss", *held[:-1]]
+
+
+def test_the_case_of_bf16_tries_no_second_stage(digits: Path, capsys: Any) -> None:
+    plain = config(digits)
+    tried = same.variants(same._switching(plain, 6), 2, ("configured", "bf16"), plain)
+    switches = {
+        each.config.engine.dtype: each.config.guidance.switch_images(each.config.train)
+        for each in tried
+    }
+    assert switches == {"fp32": 3 * 64, "bf16": 960}
+    assert "case bf16: the second stage of guidance begins after 960" in capsys.readouterr().err
+
+
+def test_engines_begin_from_the_weights_that_the_experiment_names(
+    digits: Path, tmp_path: Path, ranks: Any
+) -> None:
+    begun = write_snapshot(tmp_path / "begun", digits, "model.width=32", "model.depth=2")
+    asked = compose(
+        ["experiment=digits_uncond", f"data.root={digits}", "cluster=local", "train.learning_rate=1e-12",
+         "model.width=32", "model.depth=2", "init=snapshot", f"init.path={begun}", "engine=torch"]
+    )  # fmt: skip
+    (tmp_path / "made").mkdir()
+    variant = same.Variant("torch", asked, 1, True)
+    ranks(1, same.trained, variant, 1, str(tmp_path / "made"), check_weights(asked))
+    made, (weights,) = load_file(tmp_path / "made" / "1.tensors"), begun.glob("ema-*.safetensors")
+    for name, tensor in load_file(weights).items():
+        if name in made:
+            assert torch.allclose(made[name], tensor, atol=1e-9), name
+    assert "backbone.patchify.weight" in made
 
 
 def test_the_second_stage_begins_halfway_where_it_can(digits: Path, capsys: Any) -> None:

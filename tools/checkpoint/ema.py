@@ -275,11 +275,11 @@ def _write_snapshot(out: Path, of: Path, made: Sequence[Made]) -> None:
     """Writes a snapshot like that in `of` with these as its only averages, the first one its main, to a new folder."""
     config: Config = read_config(of / CONFIG)
     widths = tuple(each.std for each in made)
-    # others than its own can neither be scored nor be led away from
-    kept = {each.average for each in weak_models(config.sampler.weak)} - {
-        AverageSpec(width=width) for width in widths
-    }
-    plain = {} if kept <= {None} else {"g": 1.0, "weak": CONDITION}
+    # others than its own can neither be scored nor be led away from, nor can a snapshot that lies elsewhere
+    weak = weak_models(config.sampler.weak)
+    kept = {each.average for each in weak} - {AverageSpec(width=width) for width in widths}
+    elsewhere = any(each.kind == "snapshot" for each in weak)
+    plain = {} if kept <= {None} and not elsewhere else {"g": 1.0, "weak": CONDITION}
     config = replace(
         config,
         train=replace(config.train, ema_halflife=(), ema_width=widths),
