@@ -39,7 +39,8 @@ def drifts(history: Sequence[Mapping[str, Any]]) -> Drift | None:
     """
     lines = [line for line in history if line.get("spectrum")][-MEMORY:]
     whole = [_part(line, "all", None) for line in lines]
-    sizes = [_part(line, "all", None, abs) for line in lines]
+    # a noise level whose loss is low beside the others' may drift by a share of its own, unless losses pass 0
+    sizes = [_part(line, "all", None, abs) for line in lines] if _signed(lines) else []
     found = []
     for name, bin_ in _parts(lines):
         values = [_part(line, name, bin_) for line in lines]
@@ -54,6 +55,11 @@ def drifts(history: Sequence[Mapping[str, Any]]) -> Drift | None:
 
 def _span(bin_: int) -> str:
     return f"{bin_ / BINS:.2f} to {(bin_ + 1) / BINS:.2f}"
+
+
+def _signed(lines: Sequence[Mapping[str, Any]]) -> bool:
+    losses = (held["loss"] for line in lines if (held := line["spectrum"].get("all")) is not None)
+    return any(each is not None and each < 0 for part in losses for each in part)
 
 
 def _parts(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, int | None]]:
@@ -81,7 +87,8 @@ def _rise(
 ) -> float | None:
     """By which share the last window lies above the one that begins `back` lines before the end.
 
-    It is a share of the loss before or, where that is nearer to 0, of what all bins had without their signs (`sizes`).
+    It is a share of the loss before or, where that is nearer to 0, of what all bins had without their signs (`sizes`,
+    empty where no loss is below 0).
     None where either has too few values, or, with `sure`, where the rise may be noise.
     """
     before, now = _window(values, back), _window(values, WINDOW)
@@ -97,5 +104,5 @@ def _rise(
 
 def _window(values: Sequence[float | None], back: int) -> list[float]:
     """The finite ones of the `WINDOW` values that begin `back` before the end."""
-    begin = len(values) - back
+    begin = max(0, len(values) - back)
     return [v for v in values[begin : begin + WINDOW] if v is not None and math.isfinite(v)]

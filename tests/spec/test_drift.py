@@ -70,6 +70,14 @@ def test_a_loss_that_rises_everywhere_is_no_drift_of_a_part() -> None:
     assert drifts(steep) is None, "nor where losses differ by noise level"
 
 
+def test_a_bin_whose_loss_is_low_beside_the_others_drifts_by_a_share_of_its_own() -> None:
+    def loss(report: int, b: int) -> float:
+        return 0.01 * (1.3 if report >= 40 else 1.0) if b == 2 else 1.0
+
+    found = drifts(lines(60, loss))
+    assert found is not None and found.rise == pytest.approx(0.3, rel=0.2)
+
+
 def signed(report: int, b: int) -> float:
     """Losses from -1.5 to 1.5, whose mean is 0."""
     return 0.2 * (b - (BINS - 1) / 2)
