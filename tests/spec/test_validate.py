@@ -73,6 +73,16 @@ BAD = [
     ("engine.zero_stage=4", "engine.zero_stage=4", "0, 1, 2, 3"),
     ("engine.zero_stage=0 engine.dtype=bf16", "engine.zero_stage=0", "engine.zero_stage=1"),
     ("engine.zero_stage=3 engine.compile=true", "engine.zero_stage=3", "engine.compile=false"),
+    (
+        "guidance=none engine.dtype=bf16 train.batch=1280 train.micro_batch=2",
+        "train.micro_batch=2",
+        "train.micro_batch=4",
+    ),
+    (
+        "guidance=none engine=torch engine.dtype=bf16 train.batch=1280 train.micro_batch=2",
+        "train.micro_batch=2",
+        "engine.dtype=fp32",
+    ),
     ("engine=torch engine.zero_stage=3", "engine.zero_stage=3", "engine.backend=deepspeed"),
     ("engine=torch engine.zero_stage=2", "engine.zero_stage=2", "engine.backend=deepspeed"),
     ("train.weight_decay=-1", "train.weight_decay=-1.0", "in [0.0"),

@@ -273,6 +273,9 @@ def _check_snapshot(run: RunFolder, images: int) -> None:
 
 def _write_snapshot(out: Path, of: Path, made: Sequence[Made]) -> None:
     """Writes a snapshot like that in `of` with these as its only averages, the first one its main, to a new folder."""
+    manifest = storage.read_manifest(of)
+    if manifest is None:
+        raise deleted(of, "snapshot")
     config: Config = read_config(of / CONFIG)
     widths = tuple(each.std for each in made)
     # others than its own can neither be scored nor be led away from, nor can a snapshot that lies elsewhere
@@ -290,8 +293,6 @@ def _write_snapshot(out: Path, of: Path, made: Sequence[Made]) -> None:
     for each in made:
         save_tensors(out / AverageSpec(width=each.std).file, each.tensors)
     (out / CONFIG).write_text(to_yaml(config))
-    manifest = storage.read_manifest(of)
-    assert manifest is not None
     about = {key: value for key, value in manifest.items() if key != "files"}
     first, *others = ({"std": each.std, "error": each.error} for each in made)
     about["reconstructed"] = {**first, **({"others": others} if others else {})}
