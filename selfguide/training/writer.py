@@ -106,9 +106,9 @@ def publish(
     prune(Path(folder).parent, **keep)  # type: ignore[arg-type]
 
 
-def put(memory: int, **request: Any) -> None:
-    """Copies a checkpoint to the run's store, as `store.put` describes it."""
-    store.put(**request)
+def put(memory: int, **request: Any) -> bool:
+    """Copies a checkpoint to the run's store, and says whether it is there, as `store.put` describes it."""
+    return store.put(**request)
 
 
 _TASKS: Mapping[str, Callable[..., Any]] = {"write": write, "publish": publish, "put": put}

@@ -277,6 +277,7 @@ def test_a_checkpoint_that_made_room_before_it_was_copied_is_not_said_to_be_ther
         "the checkpoint at 64",
     ]
     assert "was gone before it was copied" in caplog.messages[0]
+    assert caplog.messages[1].endswith(f"is in {place}")
 
 
 def test_a_process_that_dies_while_it_copies_is_replaced(
