@@ -102,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for word in sorted(search.found.keys() - confirmed.keys()):
         missing[word] = (
             "none of its samples were finite, or none was scored; give smaller --weights"
+            if search.found[word]
+            else "the budget ended before its turn; the same command goes on"
         )
     if not confirmed:
         raise UserError(

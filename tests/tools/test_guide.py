@@ -150,6 +150,10 @@ def test_a_budget_ends_the_search_with_what_is_known_and_says_so(
     both = answer(run, capsys, "--methods", "head", "--budget", "0")
     assert one["complete"] and not both["complete"]
     assert both["methods"] == one["methods"]
+    # one whose turn the budget left out is no model of samples that are not finite
+    two = answer(run, capsys, "--methods", "head", "routed", "--budget", "0")
+    assert "the budget ended before its turn" in json.dumps(two)
+    assert "finite" not in json.dumps(two["missing"])
     assert guide.main([str(run.root), *FEW, "--methods", "head", "--budget", "0"]) == 0
     assert "not complete" in capsys.readouterr().out
 
