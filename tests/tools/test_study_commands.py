@@ -82,7 +82,7 @@ def test_run_writes_a_report_of_what_was_asked_for_and_measures_it_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = ["--quick", "--arms", "unconditional", "class", "--seeds", "3", "4"]
-    words += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    words += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--workers", "1"]
     assert study.main(["run", *words, f"data.root={digits}", "--json"]) == 0
     assert asked == [{UNCONDITIONAL: [3], CLASS: [3]}]
     said = json.loads(capsys.readouterr().out)
@@ -95,15 +95,16 @@ def test_run_writes_a_report_of_what_was_asked_for_and_measures_it_once(
         "## What the papers found to be better",
         "| class has a lower distance than unconditional | ",
         "## Through training",
-        "NMI of the groups with the labels",
         "Accuracy of a linear probe",
-        "Share of the groups in use",
         "## Over guidance",
         "g=1.5 in [0.2, 0.8] from snapshot-6400",
         "## Clusters",
         "![class: human labels](clusters-class.png)",
+        "## Runs",
     ):
         assert part in text, part
+    # who was told what images are found no groups
+    assert "NMI of the groups" not in text
     assert page.count('src="data:image/png;base64,') == text.count("![") == 3 and "://" not in page
     # the same command goes on: what is known is not measured again, and a seed more is measured alone
     monkeypatch.setattr(measure, "drawn_pixels", never)
@@ -114,14 +115,17 @@ def test_run_writes_a_report_of_what_was_asked_for_and_measures_it_once(
     assert asked[-1] == {UNCONDITIONAL: [3, 4], CLASS: [3, 4]}
 
 
-def test_a_quick_study_has_one_seed_and_fewer_points_and_samples() -> None:
-    def planned(*words: str) -> tuple[list[int], Search]:
-        parser = study.verbs.parse("tools.study", None, study.VERBS, ["report", *words])
-        return report.planned(parser)[1:]
+def test_a_quick_study_has_one_seed_and_fewer_points_samples_and_probes() -> None:
+    def planned(*words: str) -> tuple[dict[Arm, list[int]], Search]:
+        options = study.verbs.parse("tools.study", None, study.VERBS, ["report", *words])
+        return report.seeds([CLASS, EMOJI[0]], options), report.searched(options)
 
-    assert planned() == ([0, 1, 2], Search(weights=(1.3, 2.0), chooses=1000, reports=5000))
-    assert planned("--quick") == ([0], Search(weights=(1.5,), chooses=1000, reports=1000))
-    assert planned("--quick", "--seeds", "5", "6")[0] == [5]
+    emoji = EMOJI[0]
+    quick = Search(weights=(1.5,), chooses=1000, reports=1000, probes_through=False)
+    whole = Search(weights=(1.3, 2.0), chooses=1000, reports=5000, probes_through=True)
+    assert planned() == ({CLASS: [0, 1, 2], emoji: [0]}, whole)
+    assert planned("--quick") == ({CLASS: [0], emoji: [0]}, quick)
+    assert planned("--quick", "--seeds", "5", "6")[0] == {CLASS: [5], emoji: [5]}
 
 
 def test_arms_of_emoji_have_one_seed_and_come_where_their_latents_are(
@@ -161,20 +165,25 @@ def test_emoji_are_shown_by_the_scores_of_their_own_protocol(tmp_path: Path) -> 
     for images, score, sweep in ((64_000, 700.0, ""), (128_000, 655.4, ""), (128_000, 1.0, "s")):
         EvaluationRecord(
             status="done", key=f"img-{images:09d}-{sweep}a", attempt=1, images=images, protocol_key="a",
-            protocol={"metric": "fd_effnet"}, scores={"fd_effnet": score}, sweep=sweep,
+            protocol={"metric": "fd_effnet"}, scores={"fd_effnet": score, "fd_effnet_se": 2.5}, sweep=sweep,
         ).publish(run)  # fmt: skip
+    EvaluationRecord(
+        status="skipped", key="img-000192000-a", attempt=1, images=192_000, message="no weights"
+    ).publish(run)
     config = compose(["experiment=emoji_dit", "cluster=local"])
-    (heading, table) = blocks.of_emoji({BY_NAME["emoji-online"]: [Trained(run, config)]})
+    heading, _, table, why = blocks.of_emoji({BY_NAME["emoji-online"]: [Trained(run, config)]})
     assert heading == blocks.Heading("Emoji, one seed")
     assert isinstance(table, blocks.Table)
     assert table.rows == [
         {
             "arm": "emoji-online",
             "conditioned on": "groups found online",
-            "64,000 images": "fd_effnet 700.0",
-            "128,000 images": "fd_effnet 655.4",
+            "64,000 images": "fd_effnet 700.0 ± 2.5",
+            "128,000 images": "fd_effnet 655.4 ± 2.5",
+            "192,000 images": "no score",
         }
     ]
+    assert why == blocks.Paragraph("No score: no weights")
     assert not list(blocks.of_emoji({}))
 
 
@@ -185,7 +194,8 @@ def test_headline_is_of_labels_and_what_is_named_over_all_seeds(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["--arms", "kmeans", "--seeds", "0", "1", "--weights", "1.5", "--search", "40"]
-    words += ["--samples", "60", "--out", str(tmp_path / "out"), f"data.root={digits}"]
+    words += ["--samples", "60", "--workers", "1", "--out", str(tmp_path / "out")]
+    words += [f"data.root={digits}"]
     assert study.main(["headline", *words, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert asked == [{CLASS: [0, 1], KMEANS: [0, 1]}]

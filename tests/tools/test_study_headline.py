@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import statistics
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from selfguide.evaluation.metrics.moments import Moments
 from selfguide.evaluation.paired import paired_difference
 from selfguide.sampling.generate import NotFiniteError
 from selfguide.snapshot import Snapshot, load
+from shards.format import manifest as manifests
 from tests.selfguide.snapshots import write_snapshot
 from tools.better import drawn_pixels
 from tools.digitnet import digits as all_digits
@@ -27,16 +31,17 @@ from tools.study import measure
 from tools.study.arms import CLASS, KMEANS, ONLINE
 from tools.study.guided import (
     INTERVALS,
+    Candidates,
     Guided,
     Paired,
     Scores,
     Search,
     chosen,
-    of_snapshots,
+    guided,
     paired,
 )
 from tools.study.headline import summary
-from tools.study.measure import Bench, Guide, Half, Set, both_nets, difference
+from tools.study.measure import Bench, Guide, Half, Set, Wanted, both_nets, difference, loaded
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +109,36 @@ def test_what_is_measured_once_is_not_measured_again_and_other_samples_are(
             bench(digits, tmp_path, nets).sampled(labelled, guide, images)
 
 
+def test_processes_measure_what_one_does_and_keep_what_is_not_finite(
+    digits: Path, tmp_path: Path, nets: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two processes of a thread each; a network of huge weights draws samples that are not finite."""
+    words = ("guidance=labels", "sampler.steps=2", "model.depth=1", "model.width=32")
+    told = {"source": "labels", "told": True, "p": [0.1] * 10, "label_free": False}
+    data = {
+        "root": str(digits),
+        "header": manifests.load(digits).header,
+        "manifest": manifests.load(digits).hash,
+    }
+    one = write_snapshot(tmp_path / "class", digits, *words, guidance=told, data=data)
+    first = Set(0, 40)
+    wanted = [Wanted(one, Guide(g=g), first) for g in (1.0, 1.5, 1e38)]
+    kept = {}
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        bench = Bench(str(digits), folder, nets, workers)
+        bench.measure([*wanted, wanted[0]], "measuring")
+        records = sorted(folder.glob("*.json"))
+        assert len(records) == 3
+        kept[workers] = {file.name: json.loads(file.read_text())["found"] for file in records}
+        assert all(bench.sampled(loaded(one), each.guide, first).fd for each in wanted[:2])
+        with pytest.raises(NotFiniteError, match="NaN or infinite"):
+            bench.sampled(loaded(one), wanted[2].guide, first)
+        assert len(bench.seconds) == 3 and min(bench.seconds.values()) > 0
+    assert kept[1] == kept[2]
+    assert capsys.readouterr().out == ""
+
+
 def test_differences_of_kept_scores_are_those_of_the_moments(nets: dict, digits: Path) -> None:
     net = nets["even"][0]
     scans = torch.as_tensor(shards.read_all(digits)["x"])
@@ -138,50 +173,74 @@ class Recorded:
 
     def __init__(self, even: dict[Guide, float], odd: dict[Guide, float]) -> None:
         self.table: dict[Half, dict[Guide, float]] = {"even": even, "odd": odd}
+        self.measured: list[list[Wanted]] = []
         self.asked: list[tuple[Guide, Set]] = []
+        # samples that are not finite, by their guidance and number
+        self.broken: set[tuple[float, int]] = set()
+
+    def measure(self, wanted: Iterable[Wanted], _: str) -> None:
+        self.measured.append(list(wanted))
 
     def sampled(self, _: object, guide: Guide, images: Set) -> argparse.Namespace:
         self.asked.append((guide, images))
+        if (guide.g, images.count) in self.broken:
+            raise NotFiniteError("samples are not finite")
         return argparse.Namespace(fd={half: score(t[guide]) for half, t in self.table.items()})
 
 
+@pytest.fixture
+def of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots are not read."""
+    monkeypatch.setattr("tools.study.guided.loaded", lambda folder: folder)
+
+
+SNAPSHOT = argparse.Namespace(never_null=False, conditioned=True, images=100)
+
+
+def candidates(search: Search) -> Candidates:
+    guides = search.guides(SNAPSHOT, (25, 100))  # type: ignore[arg-type]
+    return Candidates("arm", [Path("0"), Path("1")], guides)
+
+
+@pytest.mark.usefixtures("of_a_table")
 def test_one_net_chooses_and_the_other_reports_other_samples() -> None:
     search = Search(weights=(1.5, 2.0), chooses=10, reports=20)
-    snapshots = [argparse.Namespace(never_null=False, conditioned=True, images=100)] * 2
-    guides = search.guides(snapshots[0], (25, 100))  # type: ignore[arg-type]
-    even = dict.fromkeys(guides, 5.0) | {Guide(g=2.0): 1.0}
+    arm = candidates(search)
+    even = dict.fromkeys(arm.guides, 5.0) | {Guide(g=2.0): 1.0}
     # the net that reports would have chosen none
-    odd = dict.fromkeys(guides, 5.0) | {Guide(): 2.0}
+    odd = dict.fromkeys(arm.guides, 5.0) | {Guide(): 2.0}
     recorded = Recorded(even, odd)
-    found = of_snapshots(recorded, snapshots, guides, search, "arm")  # type: ignore[arg-type]
+    found = guided(recorded, [arm], search)["arm"]  # type: ignore[arg-type]
     assert found.chosen == Guide(g=2.0) and found.choice == 1.0
     assert [each["odd"].value for each in found.best] == [5.0, 5.0]
     assert [each["odd"].value for each in found.unguided] == [2.0, 2.0]
-    chose = {(images.seed, images.count) for _, images in recorded.asked[: 2 * len(guides)]}
-    fresh = {(images.seed, images.count) for _, images in recorded.asked[2 * len(guides) :]}
+    chose = {(images.seed, images.count) for _, images in recorded.asked[: 2 * len(arm.guides)]}
+    fresh = {(images.seed, images.count) for _, images in recorded.asked[2 * len(arm.guides) :]}
     assert chose == {(0, 10)} and {count for _, count in fresh} == {20}
     assert min(seed for seed, _ in fresh) >= 10
+    # all that is read has been measured, many at once
+    before = {(each.guide, each.images) for each in itertools.chain(*recorded.measured)}
+    assert before == set(recorded.asked) and len(recorded.measured) == 2
 
 
+@pytest.mark.usefixtures("of_a_table")
 def test_a_guidance_whose_samples_are_not_finite_is_left_out_of_the_search(capsys: Any) -> None:
     search = Search(weights=(1.5, 9.0), chooses=10, reports=20)
-    snapshots = [argparse.Namespace(never_null=False, conditioned=True, images=100)] * 2
-    guides = search.guides(snapshots[0], (25, 100))  # type: ignore[arg-type]
-    recorded = Recorded(dict.fromkeys(guides, 5.0), dict.fromkeys(guides, 5.0))
-    sampled = recorded.sampled
-
-    def broken(of: object, guide: Guide, images: Set) -> argparse.Namespace:
-        if guide.g == 9 or (guide.g == 1 and search.chooses == 11):
-            raise NotFiniteError("samples are not finite")
-        return sampled(of, guide, images)
-
-    recorded.sampled = broken  # type: ignore[method-assign]
-    found = of_snapshots(recorded, snapshots, guides, search, "arm")  # type: ignore[arg-type]
-    assert {guide.g for guide in found.searched} == {1, 1.5}
+    arm = candidates(search)
+    even = dict.fromkeys(arm.guides, 5.0) | {Guide(g=1.5): 1.0}
+    recorded = Recorded(even, even)
+    recorded.broken = {(9, 10)}
+    found = guided(recorded, [arm], search)["arm"]  # type: ignore[arg-type]
+    assert {guide.g for guide in found.searched} == {1, 1.5} and found.chosen == Guide(g=1.5)
     assert "arm: g=9 is left out of the search" in capsys.readouterr().err
-    search = replace(search, chooses=11)
-    with pytest.raises(NotFiniteError):
-        of_snapshots(recorded, snapshots, guides, search, "arm")  # type: ignore[arg-type]
+    # the best one's fresh samples may be what is not
+    recorded.broken = {(9, 10), (1.5, 20)}
+    found = guided(recorded, [arm], search)["arm"]  # type: ignore[arg-type]
+    assert found.chosen == Guide() and [each["odd"].value for each in found.best] == [5.0, 5.0]
+    for broken in ((1, 10), (1, 20)):
+        recorded.broken = {broken}
+        with pytest.raises(NotFiniteError):
+            guided(recorded, [arm], search)  # type: ignore[arg-type]
 
 
 def test_a_condition_that_was_never_dropped_is_not_searched() -> None:

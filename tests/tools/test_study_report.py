@@ -122,16 +122,20 @@ def test_pages_say_the_same_escape_what_is_said_and_hold_their_pictures(tmp_path
     Image.new("L", (4, 4)).save(tmp_path / "grid.png")
     said: list[Block] = [
         Heading("Title", 1),
-        Paragraph("a < b & c"),
+        Paragraph("a < b & c: `x <y>`"),
         Table([{"arm": "x|y", "distance": "1.0"}]),
-        Picture(tmp_path / "grid.png", "samples"),
+        Picture(tmp_path / "grid.png", "samples", pixels=True),
+        Picture(tmp_path / "grid.png", "lines"),
     ]
     text = markdown(said, tmp_path)
     assert text.splitlines()[0] == "# Title" and "![samples](grid.png)" in text
     assert "| arm | distance |\n| --- | --- |\n| x\\|y | 1.0 |" in text
     html = page(said, "<T>")
-    assert "a &lt; b &amp; c" in html and "<title>&lt;T&gt;</title>" in html
+    assert (
+        "a &lt; b &amp; c: <code>x &lt;y&gt;</code>" in html and "<title>&lt;T&gt;</title>" in html
+    )
     assert "data:image/png;base64," in html and "http" not in html
+    assert '<img class="pixels" alt="samples"' in html and '<img alt="lines"' in html
 
 
 def test_the_report_of_an_arm_shows_what_was_measured(
@@ -154,17 +158,20 @@ def test_the_report_of_an_arm_shows_what_was_measured(
         )
     bench = Bench(str(digits), tmp_path / "kept", both_nets())
     search = Search(weights=(1.5,), chooses=40, reports=60)
-    known = find_out(bench, CLASS, [Trained(run, config)], search)
+    found, left_out = find_out(bench, {CLASS: [Trained(run, config)]}, search)
+    known = found["class"]
+    assert not left_out
     # arms are compared at equal images
     assert known.images == [6400, 12800] and known.seeds == [0]
     assert [point.probe for point in known.last] == [probe]
-    # every scan is in the group of its label
-    assert known.last[0].groups["nmi"] == 1 and known.last[0].groups["utilisation"] == 1
+    # it was told the groups
+    assert known.last[0].groups == {}
     made = list(blocks.of_digits({"class": known}, tmp_path))
     (first, *_) = [block for block in made if isinstance(block, Table)]
     (row,) = first.rows
-    assert row["probe"] == "62.5%" and row["NMI"] == "1.000"
-    assert row["distance"] == f"{known.guided.unguided[0]['odd'].corrected:.2f}"
+    assert row["probe"] == "62.5%" and row["NMI"] == "" and row["copies"] == "0.0%"
+    score = known.guided.unguided[0]["odd"]
+    assert row["distance"] == f"{score.corrected:.2f} ± {score.se:.2f} (SE)"
     pictures = [block for block in made if isinstance(block, Picture)]
     assert len(pictures) == 3 and all(block.file.is_file() for block in pictures)
 

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.reconcile.hours import trained_s
+from launcher.reconcile.view import read_many
+from selfguide.evaluation.metrics.frechet import FrechetScore
 from selfguide.snapshot import load
 from selfguide.spec.records import EvaluationRecord, records
 from selfguide.spec.weak import CONDITION, weak_models
@@ -35,9 +38,16 @@ def of_digits(found: Mapping[str, Found], out: Path) -> Iterator[Block]:
     yield Paragraph(
         "Frechet distances, lower is better, are those of a digit net that chose nothing (fitted on the odd scans), "
         "of samples that chose nothing, without the bias of their finite number. Guidance is chosen in the other net. "
-        "NMI and groups in use are those of the last snapshots, probe is the accuracy of a linear one."
+        "A mean over seeds has their standard deviation beside it, a single seed the standard error of its samples. "
+        "NMI and groups in use are those of the last snapshots, of groups that were found; copies is the share of "
+        "unguided samples that are as good as a training image; probe is the accuracy of a linear one."
     )
     yield Table([_row(each) for each in found.values()])
+    if "patch" in found:
+        yield Paragraph(
+            "`patch` is sampled with the layouts of training images, a group for each of their patches: it is told "
+            "more of an image than one group says, and what it draws is nearer to images that there are."
+        )
     yield Heading("What the papers found to be better")
     verdicts = [known for each in askable(list(found)) if (known := judge(each, found))]
     yield Paragraph(
@@ -58,29 +68,34 @@ def of_digits(found: Mapping[str, Found], out: Path) -> Iterator[Block]:
     for name, each in found.items():
         file = out / f"clusters-{name}.png"
         if draw_clusters(load(each.runs[0].final), each.guided.chosen, file):
-            yield Picture(file, f"{name}: {each.arm.title}")
+            yield Picture(file, f"{name}: {each.arm.title}", pixels=True)
 
 
 def _row(each: Found) -> dict[str, str]:
-    unguided = [one[REPORTS].corrected for one in each.guided.unguided]
-    best = [one[REPORTS].corrected for one in each.guided.best]
+    unguided, best = (
+        [one[REPORTS] for one in of] for of in (each.guided.unguided, each.guided.best)
+    )
+    guide = each.guided.chosen
+    ends = guide.g != 1 and guide.g == max(other.g for other in each.guided.searched)
     return {
         "arm": each.arm.name,
         "conditioned on": each.arm.title,
         "distance": spread(unguided),
-        "each seed": ", ".join(f"{value:.2f}" for value in unguided),
-        "best guidance": str(each.guided.chosen),
+        "each seed": ", ".join(f"{score.corrected:.2f}" for score in unguided),
+        "best guidance": f"{guide}{', the largest g that was searched' if ends else ''}",
         "guided": spread(best),
         "NMI": _mean(each.last, lambda point: point.groups.get("nmi"), ".3f"),
         "groups in use": _mean(each.last, lambda point: point.groups.get("utilisation"), ".0%"),
+        "copies": f"{statistics.fmean(each.copies):.1%}" if each.copies else "",
         "probe": _mean(each.last, lambda point: point.probe.get(PROBE), ".1%"),
     }
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and, of several, standard deviation."""
-    sd = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{sd}"
+def spread(scores: Sequence[FrechetScore]) -> str:
+    """Mean of distances and their standard deviation; of a single one, the standard error of its samples."""
+    values = [score.corrected for score in scores]
+    wide = f"{statistics.stdev(values):.2f}" if len(values) > 1 else f"{scores[0].se:.2f} (SE)"
+    return f"{statistics.fmean(values):.2f} ± {wide}"
 
 
 def _mean(points: Sequence[Point], value: Value, form: str) -> str:
@@ -122,7 +137,8 @@ def _verdict(each: Judged) -> dict[str, str]:
     ordering = each.ordering
     return {
         "ordering": ordering.name,
-        "paper": f"{ordering.paper}, {ordering.where}: {ordering.published}",
+        "paper": f"{ordering.paper}, {ordering.where}: {ordering.published}"
+        f"{f' ({ordering.differs})' if ordering.differs else ''}",
         **_said(each, each.difference, "difference here", "here"),
         **_said(each, each.guided, "difference, guided", "guided"),
     }
@@ -254,11 +270,12 @@ def _chart(
 
 def of_emoji(runs: Mapping[Arm, Sequence[Trained]]) -> Iterator[Block]:
     """One run of each arm on the emoji's latents, by the scores of its snapshots."""
-    scores = {arm: _scored(several[0]) for arm, several in runs.items()}
+    scores = {arm: _own(several[0]) for arm, several in runs.items()}
     images = sorted({record.images for of in scores.values() for record in of})
     if not images:
         return
     yield Heading("Emoji, one seed")
+    yield Paragraph("Scores of each run's own protocol, with the standard errors of its samples.")
     yield Table(
         [
             {"arm": arm.name, "conditioned on": arm.title}
@@ -266,16 +283,43 @@ def of_emoji(runs: Mapping[Arm, Sequence[Trained]]) -> Iterator[Block]:
             for arm, of in scores.items()
         ]
     )
+    why = {record.message for of in scores.values() for record in of if record.score is None}
+    yield from (Paragraph(f"No score: {each}") for each in sorted(why) if each)
 
 
-def _scored(run: Trained) -> list[EvaluationRecord]:
-    """By its own protocol: a sweep's are of others."""
-    return [
-        record
-        for record in records(run.run)
-        if record.done and record.score is not None and not record.sweep
-    ]
+def _own(run: Trained) -> list[EvaluationRecord]:
+    """Of its own protocol: a sweep's are of others."""
+    return [record for record in records(run.run) if not record.sweep]
 
 
 def _of(found: Sequence[EvaluationRecord], images: int) -> str:
-    return ", ".join(f"{r.metric} {r.score:.1f}" for r in found if r.images == images)
+    scored = [r for r in found if r.images == images and r.done and r.score is not None]
+    said = (
+        f"{r.metric} {r.score:.1f}"
+        + (f" ± {se:.1f}" if (se := r.scores.get(f"{r.metric}_se")) else "")
+        for r in scored
+    )
+    return ", ".join(said) or "no score"
+
+
+def of_training(runs: Mapping[Arm, Sequence[Trained]]) -> Iterator[Block]:
+    """Which runs these are, and how long each was trained."""
+    yield Heading("Runs")
+    yield Table(
+        [
+            {
+                "arm": arm.name,
+                "runs": ", ".join(each.run.root.name for each in several),
+                "images": f"{several[0].config.train.images:,}",
+                "minutes of training": ", ".join(_minutes(each) for each in several),
+            }
+            for arm, several in runs.items()
+        ]
+    )
+
+
+def _minutes(run: Trained) -> str:
+    """Of all its ranks together; empty where nobody wrote that down."""
+    views, _ = read_many([run.run])
+    spent = [seconds for view in views if (seconds := trained_s(view)) is not None]
+    return f"{spent[0] / 60:.0f}" if spent else ""

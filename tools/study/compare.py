@@ -20,14 +20,13 @@ from typing import Any
 
 from PIL import Image
 
-from selfguide.snapshot import load
 from selfguide.spec.records import records
 from shards import cli
 from shards.errors import UserError
 from tools import drawing, flags
 from tools.study import work
 from tools.study.arms import BY_NAME, CLASS, ONLINE, UNCONDITIONAL, Arm
-from tools.study.measure import Bench, Guide, Set
+from tools.study.measure import Bench, Guide, Set, Wanted, loaded
 from tools.study.training import Trained
 
 # as evaluation=fd_digits draws them
@@ -148,10 +147,14 @@ class Comparison:
         print(f"wrote {path}")
 
 
+def _samples(trained: Trained) -> Wanted:
+    return Wanted(trained.final, Guide.of(loaded(trained.final).config.sampler), SAMPLES)
+
+
 def sampled(bench: Bench, trained: Trained) -> Result:
     """What the last snapshot of digits comes to, as evaluation=fd_digits scores it."""
-    snapshot, experiment = load(trained.final), trained.config.experiment
-    found = bench.sampled(snapshot, Guide.of(snapshot.config.sampler), SAMPLES)
+    snapshot, experiment = loaded(trained.final), trained.config.experiment
+    found = bench.sampled(snapshot, _samples(trained).guide, SAMPLES)
     groups = bench.groups(snapshot) if experiment == COMPARISONS["digits"].ours else {}
     scores = {**found.more, **groups}
     return Result(experiment, trained.config.seed, trained.run.root.name, scores, str(found.grid))
@@ -211,6 +214,10 @@ def run(options: argparse.Namespace) -> int:
     compared = COMPARISONS[options.data]
     arms = compared.by_experiment
     runs = study.train(dict.fromkeys(arms.values(), options.seeds))
+
+    if compared.data == "digits":
+        wanted = [_samples(run) for several in runs.values() for run in several]
+        study.bench.measure(wanted, "measuring")
 
     def result(trained: Trained) -> Result:
         if compared.data == "digits":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
 th, td { border-bottom: 1px solid #d0d7de; padding: .3rem .7rem; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; image-rendering: pixelated; }
+code { font-size: .9em; overflow-wrap: anywhere; }
+img { max-width: 100%; }
+img.pixels { image-rendering: pixelated; }
 """
 
 
@@ -27,7 +30,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph of a report."""
+    """A paragraph of a report; what stands between backticks is code."""
 
     text: str
 
@@ -45,6 +48,8 @@ class Picture:
 
     file: Path
     text: str
+    # whether it is of few pixels, which are shown as squares when it is enlarged
+    pixels: bool = False
 
 
 Block = Heading | Paragraph | Table | Picture
@@ -61,7 +66,7 @@ def _markdown(block: Block, folder: Path) -> str:
             return f"{'#' * level} {text}"
         case Paragraph(text):
             return text
-        case Picture(file, text):
+        case Picture(file, text, _):
             return f"![{text}]({file.relative_to(folder)})"
         case Table(rows):
             names = list(rows[0])
@@ -85,10 +90,12 @@ def _html(block: Block) -> str:
         case Heading(text, level):
             return f"<h{level}>{html.escape(text)}</h{level}>"
         case Paragraph(text):
-            return f"<p>{html.escape(text)}</p>"
-        case Picture(file, text):
+            said = re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text))
+            return f"<p>{said}</p>"
+        case Picture(file, text, pixels):
             data = base64.b64encode(file.read_bytes()).decode()
-            return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{data}">'
+            kind = ' class="pixels"' if pixels else ""
+            return f'<img{kind} alt="{html.escape(text)}" src="data:image/png;base64,{data}">'
         case Table(rows):
             names = list(rows[0])
             head = "".join(f"<th>{html.escape(name)}</th>" for name in names)

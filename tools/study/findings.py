@@ -13,13 +13,12 @@ from selfguide.data.normaliser import Normaliser
 from selfguide.evaluation.features.digitnet import TOP
 from selfguide.evaluation.metrics.frechet import FrechetScore
 from selfguide.sampling.condition_sampler import samples_training_rows
-from selfguide.sampling.generate import generate
+from selfguide.sampling.generate import NotFiniteError, generate
 from selfguide.sampling.grid import write_grid
-from selfguide.snapshot import Snapshot, load
-from shards import cli
+from selfguide.snapshot import Snapshot
 from tools.study.arms import Arm
-from tools.study.guided import Guided, Search, guided
-from tools.study.measure import CHOOSES, Bench, Guide, Set
+from tools.study.guided import Candidates, Guided, Search, guided, scores
+from tools.study.measure import CHOOSES, Bench, Guide, Wanted, loaded
 from tools.study.training import Trained
 
 # rows and samples of a picture of clusters
@@ -47,6 +46,8 @@ class Found:
     # of each seed through training
     curves: Sequence[Sequence[Point]]
     guided: Guided
+    # the share of unguided samples that are as good as a training image, of each seed
+    copies: Sequence[float] = ()
 
     @property
     def seeds(self) -> list[int]:
@@ -67,31 +68,92 @@ class Found:
         return [curve[-1] for curve in self.curves]
 
 
-def find_out(bench: Bench, arm: Arm, runs: Sequence[Trained], search: Search) -> Found:
-    """Measures what is not known yet of an arm's runs, one a seed.
+@dataclass(frozen=True, kw_only=True)
+class _Snapshots:
+    """An arm's runs, whose snapshots are measured after the images that each was to see."""
 
-    Probes take a minute each: through training those of the first seed, at the end those of all.
+    arm: Arm
+    runs: Sequence[Trained]
+    search: Search
+
+    @property
+    def listed(self) -> list[tuple[int, int, Path]]:
+        """Which run, after how many images, and the snapshot's folder."""
+        # a run may have been made longer since, and arms are compared at equal images
+        return [
+            (n, images, run.run.snapshot(images))
+            for n, run in enumerate(self.runs)
+            for images in run.run.published()
+            if images <= run.config.train.images
+        ]
+
+    def probes(self, n: int, images: int) -> bool:
+        """Probes take a minute each: through training those of the first seed, at the end those of all."""
+        last = images == self.runs[n].config.train.images
+        return last or (n == 0 and self.search.probes_through)
+
+    def wanted(self) -> list[Wanted]:
+        first = self.search.first
+        drawn = [Wanted(folder, images=first) for _, _, folder in self.listed]
+        probed = [Wanted(folder) for n, images, folder in self.listed if self.probes(n, images)]
+        return drawn + probed
+
+    def curves(self, bench: Bench) -> list[list[Point]]:
+        """Of each run, by what has been measured."""
+        curves: list[list[Point]] = [[] for _ in self.runs]
+        for n, images, folder in self.listed:
+            snapshot = loaded(folder)
+            point = Point(
+                images=images,
+                fd=bench.sampled(snapshot, Guide(), self.search.first).fd[CHOOSES],
+                groups=bench.groups(snapshot),
+                probe=bench.probed(snapshot) if self.probes(n, images) else {},
+            )
+            curves[n].append(point)
+        return curves
+
+
+def find_out(
+    bench: Bench, runs: Mapping[Arm, Sequence[Trained]], search: Search
+) -> tuple[dict[str, Found], dict[str, str]]:
+    """Measures what is not known yet of each arm's runs, one a seed.
+
+    Returns:
+        what is found out about each arm by its name, and why others could not be measured.
     """
-    # a run may have been made longer since, and arms are compared at equal images
-    listed = [
-        (seed, run, images)
-        for seed, run in enumerate(runs)
-        for images in run.run.published()
-        if images <= run.config.train.images
-    ]
-    curves: list[list[Point]] = [[] for _ in runs]
-    for seed, run, images in cli.track(listed, len(listed), f"{arm.name}: snapshots"):
-        snapshot = load(run.run.snapshot(images))
-        last = images == run.config.train.images
-        point = Point(
-            images=images,
-            fd=bench.sampled(snapshot, Guide(), Set(0, search.chooses)).fd[CHOOSES],
-            groups=bench.groups(snapshot),
-            probe=bench.probed(snapshot) if last or seed == 0 else {},
+    candidates = {arm: Candidates.of(arm.name, own, search) for arm, own in runs.items()}
+    snapshots = {arm: _Snapshots(arm=arm, runs=own, search=search) for arm, own in runs.items()}
+    bench.measure(
+        [
+            each
+            for arm in runs
+            for each in (*snapshots[arm].wanted(), *candidates[arm].wanted(search))
+        ],
+        "measuring",
+    )
+    curves: dict[Arm, list[list[Point]]] = {}
+    left_out = {}
+    for arm in runs:
+        try:
+            curves[arm] = snapshots[arm].curves(bench)
+            scores(bench, candidates[arm], Guide(), search.fresh)
+        except NotFiniteError as error:
+            left_out[arm.name] = str(error)
+    best = guided(bench, [candidates[arm] for arm in curves], search)
+    found = {
+        arm.name: Found(
+            arm=arm,
+            runs=runs[arm],
+            curves=of,
+            guided=best[arm.name],
+            copies=[
+                bench.sampled(loaded(run.final), Guide(), search.fresh).more["copy_rate"]
+                for run in runs[arm]
+            ],
         )
-        curves[seed].append(point)
-    found = guided(bench, runs, search, arm.name)
-    return Found(arm=arm, runs=runs, curves=curves, guided=found)
+        for arm, of in curves.items()
+    }
+    return found, left_out
 
 
 def draw_clusters(snapshot: Snapshot, guide: Guide, file: Path) -> bool:

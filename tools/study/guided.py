@@ -7,16 +7,16 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from scipy import stats
 
 from selfguide.evaluation.metrics.frechet import FrechetScore
 from selfguide.sampling.generate import NotFiniteError
-from selfguide.snapshot import Snapshot, load
+from selfguide.snapshot import Snapshot
 from selfguide.spec.weak import CONDITION
-from shards import cli
 from tools.guide_search import EVERYWHERE
-from tools.study.measure import CHOOSES, Bench, Guide, Half, Set, difference
+from tools.study.measure import CHOOSES, Bench, Guide, Half, Set, Wanted, difference, loaded
 from tools.study.training import Trained
 
 WEIGHTS = (1.15, 1.3, 1.5, 2.0)
@@ -35,6 +35,18 @@ class Search:
     weights: Sequence[float] = WEIGHTS
     chooses: int = 1000
     reports: int = 5000
+    # whether snapshots of the first seed are probed through training, and not at its end alone
+    probes_through: bool = True
+
+    @property
+    def first(self) -> Set:
+        """The samples that choose."""
+        return Set(0, self.chooses)
+
+    @property
+    def fresh(self) -> Set:
+        """The samples that are reported."""
+        return Set(FRESH, self.reports)
 
     def guides(self, snapshot: Snapshot, published: Collection[int]) -> list[Guide]:
         """None first, then each weight in each interval away from each weak model that a run has anyway.
@@ -90,37 +102,78 @@ def mean(scores: Sequence[FrechetScore]) -> float:
     return statistics.fmean(score.corrected for score in scores)
 
 
-def guided(bench: Bench, runs: Sequence[Trained], search: Search, doing: str) -> Guided:
-    """Searches the best guidance of an arm, whose runs are of one seed each, and measures it anew."""
-    snapshots = [load(each.final) for each in runs]
-    published = set.intersection(*(set(each.run.published()) for each in runs))
-    return of_snapshots(bench, snapshots, search.guides(snapshots[0], published), search, doing)
+@dataclass(frozen=True)
+class Candidates:
+    """The last snapshots of an arm's runs, one a seed, and how they may be guided."""
+
+    name: str
+    snapshots: Sequence[Path]
+    guides: Sequence[Guide]
+
+    @staticmethod
+    def of(name: str, runs: Sequence[Trained], search: Search) -> Candidates:
+        """Of runs of one arm, which has weak models that all of them have."""
+        published = set.intersection(*(set(each.run.published()) for each in runs))
+        folders = [each.final for each in runs]
+        return Candidates(name, folders, search.guides(loaded(folders[0]), published))
+
+    def wanted(self, search: Search) -> list[Wanted]:
+        """What is measured before any is chosen."""
+        first = [each for guide in self.guides for each in self.drawn(guide, search.first)]
+        return [*first, *self.drawn(Guide(), search.fresh)]
+
+    def drawn(self, guide: Guide, images: Set) -> list[Wanted]:
+        """Of each seed."""
+        return [Wanted(snapshot, guide, images) for snapshot in self.snapshots]
 
 
-def of_snapshots(
-    bench: Bench, snapshots: Sequence[Snapshot], guides: Sequence[Guide], search: Search, doing: str
+def guided(bench: Bench, arms: Sequence[Candidates], search: Search) -> dict[str, Guided]:
+    """Searches the best guidance of each arm, and measures it with samples that chose nothing.
+
+    Raises:
+        NotFiniteError: samples without guidance are not finite.
+    """
+    bench.measure([each for arm in arms for each in arm.wanted(search)], "searching guidance")
+    searched = {arm.name: _searched(bench, arm, search) for arm in arms}
+    best = [arm.drawn(chosen(searched[arm.name]), search.fresh) for arm in arms]
+    bench.measure([each for several in best for each in several], "best guidance")
+    return {arm.name: _reported(bench, arm, searched[arm.name], search) for arm in arms}
+
+
+def _searched(bench: Bench, arm: Candidates, search: Search) -> dict[Guide, list[FrechetScore]]:
+    """Each guidance's distances, a seed each; without those whose samples are not finite."""
+    found = {guide: _finite(bench, arm, guide, search.first) for guide in arm.guides}
+    return {guide: [each[CHOOSES] for each in s] for guide, s in found.items() if s is not None}
+
+
+def _reported(
+    bench: Bench, arm: Candidates, searched: dict[Guide, list[FrechetScore]], search: Search
 ) -> Guided:
-    """The same of snapshots, and of these ways to guide them."""
-    first, fresh = Set(0, search.chooses), Set(FRESH, search.reports)
-    pairs = [(guide, snapshot) for guide in guides for snapshot in snapshots]
-    searched: dict[Guide, list[FrechetScore]] = {guide: [] for guide in guides}
-    for guide, snapshot in cli.track(pairs, len(pairs), f"{doing}: guidance"):
-        if guide not in searched:
-            continue
-        try:
-            searched[guide].append(bench.sampled(snapshot, guide, first).fd[CHOOSES])
-        except NotFiniteError as error:
-            if guide == Guide():
-                raise
-            del searched[guide]
-            print(f"{doing}: {guide} is left out of the search, since {error}", file=sys.stderr)
-    wanted = [(guide, s) for guide in (Guide(), chosen(searched)) for s in snapshots]
-    measured = [
-        bench.sampled(snapshot, guide, fresh).fd
-        for guide, snapshot in cli.track(wanted, len(wanted), f"{doing}: fresh samples")
-    ]
-    count = len(snapshots)
-    return Guided(searched=searched, unguided=measured[:count], best=measured[count:])
+    unguided = scores(bench, arm, Guide(), search.fresh)
+    while (best := _finite(bench, arm, chosen(searched), search.fresh)) is None:
+        # those that chose it were finite
+        del searched[chosen(searched)]
+    return Guided(searched=searched, unguided=unguided, best=best)
+
+
+def _finite(bench: Bench, arm: Candidates, guide: Guide, images: Set) -> list[Scores] | None:
+    """Scores of each seed, or None where a guidance makes samples that are not finite, which is said."""
+    try:
+        return scores(bench, arm, guide, images)
+    except NotFiniteError as error:
+        if guide == Guide():
+            raise
+        print(f"{arm.name}: {guide} is left out of the search, since {error}", file=sys.stderr)
+        return None
+
+
+def scores(bench: Bench, arm: Candidates, guide: Guide, images: Set) -> list[Scores]:
+    """Of each seed.
+
+    Raises:
+        NotFiniteError: samples are not finite.
+    """
+    return [bench.sampled(loaded(folder), guide, images).fd for folder in arm.snapshots]
 
 
 @dataclass(frozen=True, kw_only=True)

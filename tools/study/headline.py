@@ -20,7 +20,7 @@ from tools import drawing, flags
 from tools.study import work
 from tools.study.arms import CLASS, KMEANS, ONLINE, Arm
 from tools.study.blocks import spread
-from tools.study.guided import WEIGHTS, Guided, Scores, Search, guided, paired
+from tools.study.guided import WEIGHTS, Candidates, Guided, Scores, Search, guided, paired
 from tools.study.measure import CHOOSES, REPORTS, Half
 
 ARMS = {arm.name: arm for arm in (CLASS, KMEANS, ONLINE)}
@@ -58,7 +58,10 @@ def run(options: argparse.Namespace) -> int:
     study = work.Study.of(options)
     runs = study.train(dict.fromkeys(arms, options.seeds))
     search = Search(weights=options.weights, chooses=options.search, reports=options.samples)
-    found = {arm: guided(study.bench, several, search, arm.name) for arm, several in runs.items()}
+    each = guided(
+        study.bench, [Candidates.of(arm.name, own, search) for arm, own in runs.items()], search
+    )
+    found = {arm: each[arm.name] for arm in runs}
     said = summary(found)
     if options.json:
         print(json.dumps(said))
@@ -116,9 +119,9 @@ def rows(found: Mapping[Arm, Guided]) -> list[dict[str, str]]:
     return [
         {
             "conditioned on": arm.title,
-            "unguided": spread([one[REPORTS].corrected for one in each.unguided]),
+            "unguided": spread([one[REPORTS] for one in each.unguided]),
             "best guidance": str(each.chosen),
-            "guided": spread([one[REPORTS].corrected for one in each.best]),
+            "guided": spread([one[REPORTS] for one in each.best]),
             "each seed": ", ".join(f"{one[REPORTS].corrected:.2f}" for one in each.best),
         }
         for arm, each in found.items()

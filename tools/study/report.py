@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import shlex
 import time
@@ -17,68 +16,82 @@ from pathlib import Path
 import torch
 
 from launcher import code_copy
-from shards import cli, storage
+from shards import storage
 from shards.errors import UserError
 from tools import flags
 from tools.study import blocks, document, work
-from tools.study.arms import ARMS
+from tools.study.arms import ARMS, BY_NAME, Arm
 from tools.study.document import Block, Heading, Paragraph
 from tools.study.findings import find_out
 from tools.study.guided import Search
+from tools.study.measure import Bench, cores
+
+TITLE = "How far can a model guide itself?"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     work.add(parser, range(3))
     flags.add(
-        parser, ("--quick", bool, False, "one seed, fewer weights of guidance, fewer samples")
+        parser,
+        ("--quick", bool, False, "one seed, one weight of guidance, fewer samples and probes"),
+        (
+            "--arms +",
+            tuple(BY_NAME),
+            None,
+            "rows of the report (all; of emoji where there are latents)",
+        ),
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    study, seeds, search = planned(options)
-    return write(
-        study, study.known(ARMS, seeds), study.known(work.emoji(), seeds[:1]), search, options
-    )
-
-
-def planned(options: argparse.Namespace) -> tuple[work.Study, list[int], Search]:
-    """The study, its seeds, and what guidance is searched."""
+    arms = named(options) or [*ARMS, *work.emoji()]
     study = work.Study.of(options)
+    return write(study, study.known(seeds(arms, options)), options)
+
+
+def named(options: argparse.Namespace) -> list[Arm]:
+    """The arms that were asked for."""
+    return [BY_NAME[name] for name in dict.fromkeys(options.arms or ())]
+
+
+def seeds(arms: Sequence[Arm], options: argparse.Namespace) -> dict[Arm, list[int]]:
+    """Of each arm; one on the emoji."""
+    several = options.seeds[:1] if options.quick else options.seeds
+    return {arm: several if arm.data == "digits" else several[:1] for arm in arms}
+
+
+def searched(options: argparse.Namespace) -> Search:
+    """What guidance is searched, and with how many samples."""
     if options.quick:
-        return study, options.seeds[:1], Search(weights=(1.5,), reports=1000)
-    return study, options.seeds, Search(weights=(1.3, 2.0))
+        return Search(weights=(1.5,), reports=1000, probes_through=False)
+    return Search(weights=(1.3, 2.0))
 
 
-def write(
-    study: work.Study,
-    digits: work.Runs,
-    emoji: work.Runs,
-    search: Search,
-    options: argparse.Namespace,
-) -> int:
+def write(study: work.Study, runs: work.Runs, options: argparse.Namespace) -> int:
     """Measures what is missing, writes report.md and report.html, and says where they are.
 
     Raises:
         UserError: no arm has finished.
     """
-    if not digits and not emoji:
+    if not runs:
         raise UserError(f"no arm has finished in {study.runs}: give `python -m tools.study run`")
-    began = time.monotonic()
-    found = {}
-    for arm, runs in digits.items():
-        cli.console(stderr=True).print(f"measuring {arm.name}, {len(runs)} runs")
-        found[arm.name] = find_out(study.bench, arm, runs, search)
-    about = _about(options, search, time.monotonic() - began)
+    digits, emoji = (
+        {arm: own for arm, own in runs.items() if arm.data == data} for data in ("digits", "emoji")
+    )
+    search = searched(options)
+    found, left_out = find_out(study.bench, digits, search)
     folder = study.out.absolute()
     whole: list[Block] = [
-        Heading("How far can a model guide itself?", 1),
-        Paragraph(about),
+        Heading(TITLE, 1),
+        Paragraph(_about(options, search, study.bench)),
+        *(Paragraph(f"{name} is left out: {why}.") for name, why in left_out.items()),
         *(blocks.of_digits(found, folder) if found else ()),
         *blocks.of_emoji(emoji),
+        *blocks.of_training(runs),
     ]
     files = {
         "markdown": (folder / "report.md", document.markdown(whole, folder)),
-        "html": (folder / "report.html", document.page(whole, "How far can a model guide itself?")),
+        "html": (folder / "report.html", document.page(whole, TITLE)),
     }
     for file, text in files.values():
         storage.publish(file, text.encode(), replace=True)
@@ -89,19 +102,19 @@ def write(
     return 0
 
 
-def _about(options: argparse.Namespace, search: Search, seconds: float) -> str:
+def _about(options: argparse.Namespace, search: Search, bench: Bench) -> str:
     """By which command, of which commit, on which machine, when, with what search and in what time."""
-    arms = ["--arms", *options.arms] if getattr(options, "arms", None) else []
+    arms = ["--arms", *options.arms] if options.arms else []
     places = ["--runs", str(options.runs), "--out", str(options.out)]
     quick = ["--quick"] if options.quick else []
     words = [options.verb, *arms, "--seeds", *map(str, options.seeds), *quick, *places]
     day = time.strftime("%Y-%m-%d", time.gmtime())
     return (
         f"`{shlex.join(['python', '-m', 'tools.study', *words, *options.overrides])}`, commit {_commit()}, {day}, "
-        f"{_processor()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, torch "
-        f"{torch.__version__}. Guidance is searched over weights {', '.join(f'{g:g}' for g in search.weights)} with "
-        f"{search.chooses:,} samples, and reported with {search.reports:,}. Measuring took {seconds / 60:.0f} minutes, "
-        "without what had been kept."
+        f"{_processor()}, {cores()} cores, Python {platform.python_version()}, torch {torch.__version__}. Guidance is "
+        f"searched over weights {', '.join(f'{g:g}' for g in search.weights)} with {search.chooses:,} samples, and "
+        f"reported with {search.reports:,}. What is measured here took {sum(bench.seconds.values()) / 60:.0f} minutes "
+        "of one process in all, whenever that was."
     )
 
 

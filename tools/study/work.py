@@ -18,12 +18,15 @@ from shards.format import manifest as manifests
 from tools import flags
 from tools.shards.__main__ import main as shards_command
 from tools.study.arms import EMOJI, UNCONDITIONAL, Arm, find_groups
-from tools.study.measure import Bench, both_nets
+from tools.study.measure import Bench, both_nets, cores
 from tools.study.training import Trained, named, train
 
 DIGITS = "data/digits"
 LATENTS = "data/emoji-latents"
 Runs = Mapping[Arm, list[Trained]]
+# a run of the study: its arm and its seed
+_Point = tuple[Arm, int]
+_Pair = tuple[_Point, Trained]
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,15 @@ class Study:
     snapshots: int = 4
     # whether jobs score runs of digits while they train; what a study needs of these it measures by itself
     evaluated: bool = False
+    # processes that measure at once
+    workers: int = 1
 
     @staticmethod
     def of(options: argparse.Namespace) -> Study:
-        return Study(options.runs, Path(options.out), tuple(options.overrides))
+        flags.check_least(options, 1, "workers")
+        return Study(
+            options.runs, Path(options.out), tuple(options.overrides), workers=options.workers
+        )
 
     @cached_property
     def first(self) -> Trained:
@@ -63,7 +71,7 @@ class Study:
 
     @cached_property
     def bench(self) -> Bench:
-        return Bench(self.root, self.out / "scores", both_nets())
+        return Bench(self.root, self.out / "scores", both_nets(), self.workers)
 
     def train(self, seeds: Mapping[Arm, Sequence[int]]) -> Runs:
         """Trains every arm with its seeds, as one sweep, and returns the runs by seed.
@@ -75,40 +83,53 @@ class Study:
             self._make_digits()
         listed = _in_turn(seeds)
         # what is trained is not trained again, whatever snapshots it has: better said before hours of training
-        plain = [self._typed(*each) for each in listed if not each[0].groups_by]
-        self._check_snapshots(named(plain, self._common))
+        self._check_snapshots(self._named([each for each in listed if not each[0].groups_by]))
         found = [arm for arm in seeds if arm.groups_by]
         if found:
             train([self._with_cadence(UNCONDITIONAL.settings)], self._common)
             find_groups(found, self.root, self.first.final, self.notes)
-        typed = [self._typed(*each) for each in listed]
-        if found:
-            self._check_snapshots(named(typed, self._common))
-        trained = train(typed, self._common)
-        self._check_snapshots(trained)
-        return _by_arm(listed, trained)
+            self._check_snapshots(self._named(listed))
+        trained = train([self._typed(*each) for each in listed], self._common)
+        pairs = list(zip(listed, trained, strict=True))
+        self._check_snapshots(pairs)
+        return _by_arm(pairs)
 
-    def known(self, arms: Sequence[Arm], seeds: Sequence[int]) -> Runs:
-        """The runs that have finished; arms of which none has are left out."""
-        # one that was ended may have left a folder without its groups
-        there = [
-            arm
-            for arm in arms
-            if not arm.groups_by or (self.notes / arm.name / storage.MANIFEST).exists()
-        ]
-        listed = _in_turn(dict.fromkeys(there, seeds))
-        found = named([self._typed(*each) for each in listed], self._common)
-        done = [each for each in zip(listed, found, strict=True) if each[1].finished]
-        self._check_snapshots(each for _, each in done)
-        return _by_arm([each for each, _ in done], [each for _, each in done])
+    def known(self, seeds: Mapping[Arm, Sequence[int]]) -> Runs:
+        """The runs that have finished; arms of which none has are left out.
 
-    def _check_snapshots(self, trained: Iterable[Trained]) -> None:
+        So is, and that is said, a run that others may have started, whose snapshots are not those of this study.
         """
+        # one that was ended may have left a folder without its groups
+        there = {
+            arm: own
+            for arm, own in seeds.items()
+            if not arm.groups_by or (self.notes / arm.name / storage.MANIFEST).exists()
+        }
+        done = []
+        for pair in self._named(_in_turn(there)):
+            (arm, seed), run = pair
+            if not run.finished:
+                continue
+            try:
+                self._check_snapshots([pair])
+            except UserError as error:
+                print(f"{arm.name}, seed {seed}, is left out: {error}", file=sys.stderr)
+            else:
+                done.append(pair)
+        return _by_arm(done)
+
+    def _named(self, listed: Sequence[_Point]) -> list[_Pair]:
+        found = named([self._typed(*each) for each in listed], self._common)
+        return list(zip(listed, found, strict=True))
+
+    def _check_snapshots(self, pairs: Iterable[_Pair]) -> None:
+        """Of runs on the digits: on the emoji only the scores of a run are read.
+
         Raises:
             UserError: a run lacks one of the snapshots that every run of this study has, by which arms would be
                 searched over different guidance, or is not to keep them.
         """
-        for each in trained:
+        for each in [run for (arm, _), run in pairs if arm.data == "digits"]:
             train, published = each.config.train, each.run.published()
             count = -(-train.images // train.snapshot_every)
             if train.keep_snapshots is not None and train.keep_snapshots < count:
@@ -165,16 +186,13 @@ def emoji() -> tuple[Arm, ...]:
     return EMOJI
 
 
-def _in_turn(seeds: Mapping[Arm, Sequence[int]]) -> list[tuple[Arm, int]]:
+def _in_turn(seeds: Mapping[Arm, Sequence[int]]) -> list[_Point]:
     """A seed of all arms before the next seed: what is ended early can be compared."""
     every = dict.fromkeys(seed for several in seeds.values() for seed in several)
     return [(arm, seed) for seed in every for arm, own in seeds.items() if seed in own]
 
 
-def _by_arm(
-    listed: Sequence[tuple[Arm, int]], found: Sequence[Trained]
-) -> dict[Arm, list[Trained]]:
-    pairs = list(zip(listed, found, strict=True))
+def _by_arm(pairs: Sequence[_Pair]) -> dict[Arm, list[Trained]]:
     return {arm: [run for (of, _), run in pairs if of == arm] for (arm, _), _ in pairs}
 
 
@@ -186,6 +204,7 @@ def add(parser: argparse.ArgumentParser, seeds: Sequence[int]) -> None:
         ("--seeds +", int, list(seeds), f"of each arm ({' '.join(map(str, seeds))})"),
         ("--runs", Path, Path("runs"), "where runs are (runs)"),
         ("--out DIR", flags.here, "study", "where groups, scores and reports are kept (study)"),
+        ("--workers N", int, cores(), "processes that measure at once, a core each (all cores)"),
         flags.JSON,
     )
     takes_config_dir(parser)
