@@ -221,15 +221,33 @@ class TimmFeatures:
         return self.vit.pooled(images, self.pooling, self.view).float().cpu()
 
 
-class PixelFeatures:
-    """Images as a model sees them, side by side: what any feature has to beat."""
-
-    provenance: Mapping[str, Any] = {"net": "pixels", "saw_labels": False}
+class InputFeatures:
+    """What a model sees, pixels or latents, side by side: what any feature has to beat."""
 
     def __init__(self, header: Header | Mapping[str, Any]) -> None:
         self.normaliser = Normaliser.of(header)
-        if self.normaliser.header.kind != "image":
-            raise UserError("pixels: the shards hold latents; give a snapshot or a ViT")
+
+    @property
+    def name(self) -> str:
+        """`pixels` or `latents`."""
+        return "pixels" if self.normaliser.header.kind == "image" else "latents"
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        return {"net": self.name, "saw_labels": False}
 
     def __call__(self, stored: Tensor, ordinals: Tensor) -> Tensor:
         return self.normaliser.encode(stored).flatten(1)
+
+
+class PixelFeatures(InputFeatures):
+    """Images alone.
+
+    Raises:
+        UserError: the shards hold latents.
+    """
+
+    def __init__(self, header: Header | Mapping[str, Any]) -> None:
+        super().__init__(header)
+        if self.name != "pixels":
+            raise UserError("pixels: the shards hold latents; give a snapshot or a ViT")

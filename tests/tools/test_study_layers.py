@@ -14,11 +14,13 @@ from sklearn.metrics import normalized_mutual_info_score
 
 import shards
 from selfguide.discovery import kmeans as module
-from selfguide.discovery.features import PixelFeatures, SnapshotFeatures
+from selfguide.discovery.features import InputFeatures, SnapshotFeatures
 from selfguide.snapshot import load
 from selfguide.spec.run import RunFolder
 from shards.errors import UserError
 from shards.format.manifest import digest
+from shards.sources.source import ArraySource
+from shards.write import writer
 from tests.selfguide.snapshots import write_snapshot
 from tests.shards import data
 from tools.study import layers as study
@@ -112,9 +114,29 @@ def test_scores_that_earlier_versions_kept_are_read_and_a_torn_line_is_not(
     """A line of theirs as it was; its key hashes what decided the score."""
     settings = {"seed": 0, "restarts": 1, "spherical": False, "normalise": True}
     measured = study.Measured(tmp_path, study.Data.load(str(digits)), 10, settings)
-    pixels = PixelFeatures(measured.data.manifest.header)
+    pixels = InputFeatures(measured.data.manifest.header)
     what = {"shards": measured.data.manifest.hash, "groups": 10, **settings, **pixels.provenance}
     line = {"key": digest(what), "what": what, "scores": {"nmi": 0.5}}
     (tmp_path / "cells.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(line)[:40])
     monkeypatch.setattr(study, "kmeans", None)
     assert measured.scores(pixels) == {"nmi": 0.5}
+
+
+def test_features_of_latents_are_held_against_the_latents(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root, x = tmp_path / "latents", np.random.default_rng(0).standard_normal((80, 4, 8, 8))
+    labels = np.arange(80) % 2
+    # two kinds of latents, which k-means tells apart
+    x[labels == 1] += 3
+    source = ArraySource.of("two", x.astype(np.float16), labels=labels, classes=2)
+    writer.write(root, source, header=data.LATENT, seed=0)
+    words = ("model.depth=1", "model.width=32", "model.heads=2")
+    one = write_snapshot(tmp_path / "one", root, *words, experiment="emoji_uncond")
+    flags = [str(root), str(one), "--noise-times", "0.1", "--poolings", "mean", "--restarts", "1"]
+    flags += ["--out", str(tmp_path / "out"), "--figure", str(tmp_path / "figure.png")]
+    assert main([*flags, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["latents"]["nmi"] == pytest.approx(1) and "pixels" not in said
+    assert main(flags) == 0
+    assert "latents 1.000" in capsys.readouterr().out

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from selfguide.discovery.features import FeatureNet, PixelFeatures, SnapshotFeatures
+from selfguide.discovery.features import FeatureNet, InputFeatures, SnapshotFeatures
 from selfguide.discovery.kmeans import check, kmeans, report
 from selfguide.discovery.resumable import record
 from selfguide.snapshot import Snapshot
@@ -112,19 +112,20 @@ def run(options: argparse.Namespace) -> int:
         for layer, noise_time, pooling in cells:
             _net(snapshot, data, layer, noise_time, pooling)
     measured = Measured(Path(options.out), data, groups, fit)
-    pixels = measured.scores(PixelFeatures(data.manifest.header))
+    inputs = InputFeatures(data.manifest.header)
+    plain = {inputs.name: measured.scores(inputs)}
     by_images = {}
     for images in counts:
         these = snapshots if images == counts[-1] else _loaded(options, images)
         by_images[images] = _scores(measured, data, cells, these, images)
     if options.figure:
-        plot(Path(options.figure), _panels(by_images), pixels["nmi"], groups)
-    said = {images: summary(scores, pixels) for images, scores in by_images.items()}
+        plot(Path(options.figure), _panels(by_images), plain, groups)
+    said = {images: summary(scores, plain) for images, scores in by_images.items()}
     if options.json:
         each = [{"images": images, **found} for images, found in said.items()]
         print(json.dumps({"over_images": each} if options.over_images else said[None]))
         return 0
-    of = f"medians over {len(snapshots)} snapshots; pixels {pixels['nmi']:.3f}"
+    of = f"medians over {len(snapshots)} snapshots; {inputs.name} {plain[inputs.name]['nmi']:.3f}"
     rows = [
         ({"images": f"{images:,}"} if images else {}) | row(best)
         for images, found in said.items()
@@ -209,8 +210,8 @@ class Measured:
         return {row["key"]: row["scores"] for row in rows}
 
 
-def summary(scores: Scores, pixels: dict[str, float]) -> dict[str, Any]:
-    """Medians over snapshots of every cell, the best by NMI, and the best of each pooling."""
+def summary(scores: Scores, plain: Mapping[str, dict[str, float]]) -> dict[str, Any]:
+    """Medians over snapshots of every cell, the best by NMI, the best of each pooling, and the model's plain input."""
     rows: list[dict[str, Any]] = [
         {"layer": layer, "noise_time": noise_time, "pooling": pooling}
         | {name: statistics.median(s[name] for s in found) for name in SCORES}
@@ -220,7 +221,7 @@ def summary(scores: Scores, pixels: dict[str, float]) -> dict[str, Any]:
     ranked = sorted(rows, key=lambda row: -float(row["nmi"]))
     poolings = dict.fromkeys(pooling for _, _, pooling in scores)
     best = {p: next(row for row in ranked if row["pooling"] == p) for p in poolings}
-    return {"best": ranked[0], "best_of_pooling": best, "pixels": pixels, "cells": rows}
+    return {"best": ranked[0], "best_of_pooling": best, **plain, "cells": rows}
 
 
 def row(best: dict[str, Any]) -> dict[str, str]:
@@ -234,7 +235,7 @@ def row(best: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def plot(file: Path, scores: Scores, pixels: float, groups: int) -> None:
+def plot(file: Path, scores: Scores, plain: Mapping[str, dict[str, float]], groups: int) -> None:
     """One heat map for each pooling: layers upwards, noise-time to the right, the best cell framed."""
     from matplotlib.patches import Rectangle
 
@@ -259,7 +260,8 @@ def plot(file: Path, scores: Scores, pixels: float, groups: int) -> None:
             axis.set_yticks(range(len(layers)), layers)
             axis.set_xlabel("noise-time")
             axis.set_title(f"{pooling}: {grid.max():.2f}", fontsize=10)
-        title = f"NMI of k-means (K={groups}) with the labels; pixels {pixels:.2f}"
+        beside = ", ".join(f"{name} {of['nmi']:.2f}" for name, of in plain.items())
+        title = f"NMI of k-means (K={groups}) with the labels; {beside}"
         figure.suptitle(title, fontsize=11)
         figure.colorbar(image, ax=axes[0])
 
