@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,34 @@ def test_a_report_of_nothing_says_what_to_type(
     monkeypatch.setattr(work.Study, "known", lambda *_: {})
     with pytest.raises(UserError, match=r"no arm has finished .*tools\.study run"):
         study.main(["report", "--out", str(tmp_path / "out")])
+
+
+def test_a_report_leaves_out_a_run_of_other_snapshots_and_says_so(
+    runs: Callable[[Arm, int], Trained],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """Somebody may have started it, and the report needs no other folder because of that; `run` would."""
+    there = {arm: runs(arm, 0) for arm in (UNCONDITIONAL, CLASS)}
+
+    def every(run: Trained, images: int) -> Trained:
+        train = replace(run.config.train, snapshot_every=images)
+        return Trained(run.run, replace(run.config, train=train))
+
+    there = {
+        UNCONDITIONAL: every(there[UNCONDITIONAL], 6400),
+        CLASS: every(there[CLASS], 3200),
+        # whose snapshots are not read
+        EMOJI[1]: every(there[CLASS], 3200),
+    }
+    monkeypatch.setattr(work, "named", lambda listed, _: list(there.values())[: len(listed)])
+    monkeypatch.setattr(Trained, "finished", True)
+    of = work.Study(tmp_path / "runs", tmp_path / "out")
+    known = of.known({arm: [0] for arm in there})
+    assert known == {arm: [there[arm]] for arm in (UNCONDITIONAL, EMOJI[1])}
+    said = capsys.readouterr().err
+    assert "class, seed 0, is left out: " in said and "after 3,200, 9,600 images" in said
 
 
 def test_emoji_are_shown_by_the_scores_of_their_own_protocol(tmp_path: Path) -> None:

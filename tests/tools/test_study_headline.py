@@ -17,11 +17,13 @@ import torch
 from scipy import stats
 
 import shards
+from selfguide.data.normaliser import Normaliser
 from selfguide.evaluation.features.digitnet import embed
 from selfguide.evaluation.metrics.frechet import FrechetScore, Reference, between, frechet
 from selfguide.evaluation.metrics.moments import Moments
 from selfguide.evaluation.paired import paired_difference
 from selfguide.sampling.generate import NotFiniteError
+from selfguide.sampling.groups import queried_prototypes
 from selfguide.snapshot import Snapshot, load
 from shards.format import manifest as manifests
 from tests.selfguide.snapshots import write_snapshot
@@ -56,6 +58,12 @@ def labelled(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Snapshot
     told = {"source": "labels", "told": True, "p": [0.1] * 10, "label_free": False}
     folder = tmp_path_factory.mktemp("snapshots") / "class"
     return load(write_snapshot(folder, digits, *words, guidance=told))
+
+
+def data_of(root: Path) -> dict[str, Any]:
+    """What a snapshot says of the shards that it was trained on."""
+    found = manifests.load(root)
+    return {"root": str(root), "header": found.header, "manifest": found.hash}
 
 
 def bench(root: Path, kept: Path, nets: dict) -> Bench:
@@ -115,11 +123,7 @@ def test_processes_measure_what_one_does_and_keep_what_is_not_finite(
     """Two processes of a thread each; a network of huge weights draws samples that are not finite."""
     words = ("guidance=labels", "sampler.steps=2", "model.depth=1", "model.width=32")
     told = {"source": "labels", "told": True, "p": [0.1] * 10, "label_free": False}
-    data = {
-        "root": str(digits),
-        "header": manifests.load(digits).header,
-        "manifest": manifests.load(digits).hash,
-    }
+    data = data_of(digits)
     one = write_snapshot(tmp_path / "class", digits, *words, guidance=told, data=data)
     first = Set(0, 40)
     wanted = [Wanted(one, Guide(g=g), first) for g in (1.0, 1.5, 1e38)]
@@ -137,6 +141,27 @@ def test_processes_measure_what_one_does_and_keep_what_is_not_finite(
         assert len(bench.seconds) == 3 and min(bench.seconds.values()) > 0
     assert kept[1] == kept[2]
     assert capsys.readouterr().out == ""
+
+
+def test_groups_of_patches_have_a_share_in_use_and_told_ones_nothing(
+    labelled: Snapshot, digits: Path, tmp_path: Path, nets: dict
+) -> None:
+    patches = ("guidance=digits_patch", "guidance.groups=20", "model.width=32")
+    found = {"source": "online", "level": "patch", "told": True, "p": [0.05] * 20}
+    data = data_of(digits)
+    folder = write_snapshot(
+        tmp_path / "patch", digits, *patches, experiment="digits_dit", guidance=found, data=data
+    )
+    snapshot = load(folder)
+    of = bench(digits, tmp_path / "kept", nets)
+    x0 = Normaliser.of(manifests.load(digits).header).encode(
+        torch.as_tensor(shards.read_all(digits)["x"])
+    )
+    every = queried_prototypes(snapshot, x0, torch.arange(len(x0)))
+    # four patches an image side
+    assert len(every) == len(x0) * 16
+    assert of.groups(snapshot) == {"utilisation": len(every.unique()) / 20}
+    assert of.groups(labelled) == {}
 
 
 def test_differences_of_kept_scores_are_those_of_the_moments(nets: dict, digits: Path) -> None:

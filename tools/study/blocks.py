@@ -40,7 +40,8 @@ def of_digits(found: Mapping[str, Found], out: Path) -> Iterator[Block]:
         "of samples that chose nothing, without the bias of their finite number. Guidance is chosen in the other net. "
         "A mean over seeds has their standard deviation beside it, a single seed the standard error of its samples. "
         "NMI and groups in use are those of the last snapshots, of groups that were found; copies is the share of "
-        "unguided samples that are as good as a training image; probe is the accuracy of a linear one."
+        "unguided samples that are nearer to a training image than all but 1 % of these are to one another; probe is "
+        "the accuracy of a linear one."
     )
     yield Table([_row(each) for each in found.values()])
     if "patch" in found:

@@ -46,7 +46,7 @@ class Found:
     # of each seed through training
     curves: Sequence[Sequence[Point]]
     guided: Guided
-    # the share of unguided samples that are as good as a training image, of each seed
+    # the share of unguided samples that are all but copies of a training image, of each seed
     copies: Sequence[float] = ()
 
     @property
