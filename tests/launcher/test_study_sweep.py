@@ -45,7 +45,7 @@ def test_runs_that_no_product_makes_are_one_sweep_and_are_not_trained_again(
 
 
 def test_a_finished_run_with_other_snapshots_is_refused_before_anything_is_trained(
-    settings: list[str], runs: Path, tmp_path: Path
+    settings: list[str], runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Such a run would be guided by fewer weak models than the others, and searched over other candidates."""
     own = own_of(settings)
@@ -56,9 +56,10 @@ def test_a_finished_run_with_other_snapshots_is_refused_before_anything_is_train
     with pytest.raises(UserError, match=r"lacks those after .* give --runs DIR"):
         fine.train({UNCONDITIONAL: [0, 1]})
     assert [each.root for each in sweep_folder.sweeps(runs)] == before
-    with pytest.raises(UserError, match="give --runs DIR"):
-        fine.known([UNCONDITIONAL], [0])
-    assert set(coarse.known([UNCONDITIONAL], [0])) == {UNCONDITIONAL}
+    # a report is of those that have them
+    assert fine.known({UNCONDITIONAL: [0]}) == {}
+    assert "unconditional, seed 0, is left out: " in capsys.readouterr().err
+    assert set(coarse.known({UNCONDITIONAL: [0]})) == {UNCONDITIONAL}
 
 
 @pytest.mark.slow
@@ -80,7 +81,7 @@ def test_a_run_that_went_past_a_snapshot_of_the_study_is_refused_before_anything
         storage.publish_folder(saved, extra={"images": images})
 
     save(640)
-    fine._check_snapshots(named([fine._typed(UNCONDITIONAL, 0)], fine._common))
+    fine._check_snapshots(fine._named([(UNCONDITIONAL, 0)]))
     save(768)
     before = [each.root for each in sweep_folder.sweeps(runs)]
     with pytest.raises(UserError, match=r"lacks those after 640 images: give --runs DIR"):
@@ -96,7 +97,7 @@ def test_groups_that_were_not_made_to_their_end_leave_their_arm_out(
     study = Study(runs, tmp_path / "out", own, snapshots=1)
     study.train({UNCONDITIONAL: [0]})
     (study.notes / KMEANS.name).mkdir(parents=True)
-    assert set(study.known([UNCONDITIONAL, KMEANS], [0])) == {UNCONDITIONAL}
+    assert set(study.known({UNCONDITIONAL: [0], KMEANS: [0]})) == {UNCONDITIONAL}
 
 
 def test_snapshots_that_would_not_be_kept_are_refused_before_anything_is_trained(
