@@ -74,7 +74,10 @@ class Study:
         return Bench(self.root, self.out / "scores", both_nets(), self.workers)
 
     def train(self, seeds: Mapping[Arm, Sequence[int]]) -> Runs:
-        """Trains every arm with its seeds, as one sweep, and returns the runs by seed.
+        """Trains every arm with its seeds, and returns the runs by seed.
+
+        They are one sweep, or two where groups have to be found first: in features of the unconditional run, which
+        trains with the others that need none.
 
         Raises:
             UserError: one of them cannot be trained, failed, or lacks snapshots of this study.
@@ -86,7 +89,10 @@ class Study:
         self._check_snapshots(self._named([each for each in listed if not each[0].groups_by]))
         found = [arm for arm in seeds if arm.groups_by]
         if found:
-            train([self._with_cadence(UNCONDITIONAL.settings)], self._common)
+            # beside the run in whose features groups are found, what needs none
+            early = [each for each in listed if not each[0].groups_by and each[1] == listed[0][1]]
+            points = dict.fromkeys([(UNCONDITIONAL, 0), *early])
+            train([self._typed(*each) for each in points], self._common)
             find_groups(found, self.root, self.first.final, self.notes)
             self._check_snapshots(self._named(listed))
         trained = train([self._typed(*each) for each in listed], self._common)
