@@ -239,13 +239,15 @@ def _over_weights(file: Path, means: Mapping[str, Mapping[Guide, float]]) -> Pic
 
 def _of_distances(axis: Axes) -> None:
     """Makes the upward axis one of ratios above 1, and even below: a distance without its bias may be less than 0."""
-    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
     # linear below 1, and as high there as a factor of 3 is above
     axis.set_yscale("symlog", linthresh=1, linscale=0.5)
     low, high = axis.get_ylim()
     marks = [-10, -3, -1, 0, *(m * 10**e for e in range(5) for m in (1, 3))]
-    axis.yaxis.set_major_locator(FixedLocator([m for m in marks if low <= m <= high]))
+    shown = [m for m in marks if low <= m <= high]
+    # distances may all lie between two of them
+    axis.yaxis.set_major_locator(FixedLocator(shown) if len(shown) > 1 else MaxNLocator(4))
     axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     drawing.open_frame(axis)
